@@ -1,0 +1,338 @@
+"""PruningSchedule: when each head-scale leaves the cache, its file format, and what a budget means.
+
+numpy only; a planner makes it, a cache obeys it, a trace stores it. The one definition of budget is here:
+the peak of the tokens held, counted after each layer's write and eviction, over the history tokens of all
+layers and heads, the last scale excluded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from heatkv.errors import BudgetError, ScheduleError
+from heatkv.files import read_json, write_new
+from heatkv.scales import ScaleSchedule
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.config import ModelConfig
+
+FORMAT = "heatkv.schedule"
+VERSION = 1
+
+BUDGET_TOLERANCE = 1e-12
+"""Budgets this close below a whole number of tokens, or below the minimum, count as reaching it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PruningSchedule:
+    """When each head-scale leaves the cache, for one model and one set of scales.
+
+    step = query_scale * num_layers + layer. A head-scale is written at its own step, source_scale * num_layers +
+    layer. Attention at step s reads it iff source_scale <= query_scale and drop_step >= s. After step s the cache
+    holds it iff it was written and drop_step > s, or drop_step is the last step: kept to the end of the run.
+
+    A drop before its own layer reads it (early activation) is only a smaller drop_step. One that is read as the
+    current scale and never kept has its own step. The last source scale is never cached: always its own step.
+    Equal by content.
+    """
+
+    drop_step: NDArray[np.int16]
+    """[layer, head, source_scale], all scales of the run; read-only."""
+    model: str
+    scales: ScaleSchedule
+    sink_scales: int
+    """The first scales, never evicted."""
+    policy: str
+    budget: float | None = None
+    """What was asked for; None: no budget, everything is kept."""
+    provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
+    """Where it came from, such as the content hash of the orders."""
+
+    def __post_init__(self) -> None:
+        drop_step = np.array(self.drop_step, dtype=np.int64)
+        if drop_step.ndim != 3 or drop_step.shape[2] != self.scales.num_scales or not drop_step.size:
+            expected = f"[layer, head, {self.scales.num_scales} source scales]"
+            raise ScheduleError(f"drop_step has shape {list(drop_step.shape)}; expected {expected}")
+        check_sink_scales(self.sink_scales, self.scales)
+        _check_drop_steps(drop_step, self.sink_scales)
+        drop_step = drop_step.astype(np.int16)
+        drop_step.flags.writeable = False
+        object.__setattr__(self, "drop_step", drop_step)
+
+    @property
+    def num_layers(self) -> int:
+        return self.drop_step.shape[0]
+
+    @property
+    def num_heads(self) -> int:
+        return self.drop_step.shape[1]
+
+    @property
+    def num_steps(self) -> int:
+        return self.scales.num_scales * self.num_layers
+
+    @property
+    def history_tokens(self) -> int:
+        """Tokens of all scales but the last, over all layers and heads: what a budget of 1.0 means."""
+        return self.scales.history_tokens * self.num_layers * self.num_heads
+
+    @property
+    def peak_tokens(self) -> int:
+        """The most tokens held after any step, over all layers and heads: what the budget bounds."""
+        return int(self.tokens_held().max())
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 (hex) of what a run can notice: drop_step, scales and sink scales."""
+        head = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
+        return hashlib.sha256(json.dumps(head).encode() + self.drop_step.astype("<i2").tobytes()).hexdigest()
+
+    def visible(self, query_scale: int) -> NDArray[np.bool_]:
+        """What attention at this query scale reads, the current scale included: bool [layer, head, source_scale]."""
+        steps = query_scale * self.num_layers + np.arange(self.num_layers)
+        seen: NDArray[np.bool_] = self.drop_step >= steps[:, None, None]
+        seen[:, :, query_scale + 1 :] = False
+        return seen
+
+    def read_tokens(self) -> NDArray[np.int64]:
+        """Tokens that attention at each step reads, current scale included: [query_scale, layer, head, source_scale]."""
+        seen = np.stack([self.visible(query_scale) for query_scale in range(self.scales.num_scales)])
+        return seen * np.array(self.scales.tokens)
+
+    def kept_tokens(self) -> NDArray[np.int64]:
+        """Tokens that each layer holds after its own step: [query_scale, layer, head, source_scale]."""
+        query_scales = np.arange(self.scales.num_scales)[:, None, None, None]
+        steps = query_scales * self.num_layers + np.arange(self.num_layers)[:, None, None]
+        held = (self.drop_step > steps) | (self.drop_step == self.num_steps - 1)
+        held &= np.arange(self.scales.num_scales) <= query_scales
+        held[..., -1] = False
+        return held * np.array(self.scales.tokens)
+
+    def tokens_held(self) -> NDArray[np.int64]:
+        """Tokens in the cache after each step, over all layers and heads: [num_steps].
+
+        Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early.
+        """
+        cached = self.drop_step[:, :, :-1]
+        written_at = np.broadcast_to(own_steps(self.num_layers, self.scales.num_scales)[:, None, :-1], cached.shape)
+        tokens = np.broadcast_to(np.array(self.scales.tokens[:-1], dtype=np.float64), cached.shape)
+        freed = cached < self.num_steps - 1
+        change = np.bincount(written_at.ravel(), tokens.ravel(), self.num_steps)
+        change -= np.bincount(cached[freed], tokens[freed], self.num_steps)
+        return np.cumsum(np.rint(change).astype(np.int64))
+
+    def evictions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """(layers, heads, source_scales) of the head-scales to free right after this step.
+
+        Includes the current scale's that are not kept (their own step is `step`). Never the last scale, which
+        is not cached, and nothing at the last step: what is left then is kept to the end of the run.
+        """
+        due = self.drop_step[:, :, :-1] == step
+        if step == self.num_steps - 1:
+            due = np.zeros_like(due)
+        layers, heads, source_scales = np.nonzero(due)
+        return layers, heads, source_scales
+
+    def validate(self, config: ModelConfig, scales: ScaleSchedule) -> None:
+        """Raises ScheduleError unless this schedule was made for the model's shape and these scales."""
+        if (self.num_layers, self.num_heads) != (config.num_layers, config.num_heads):
+            found = f"{self.model} ({self.num_layers} layers, {self.num_heads} heads)"
+            expected = f"{config.name} ({config.num_layers} layers, {config.num_heads} heads)"
+            raise ScheduleError(f"the schedule is for {found}, the run is {expected}; plan it again for this model")
+        if self.scales.sizes != scales.sizes:
+            found, expected = _describe(self.scales), _describe(scales)
+            raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "model": self.model,
+            "scales": self.scales.to_json(),
+            "sink_scales": self.sink_scales,
+            "policy": self.policy,
+            "budget": self.budget,
+            "provenance": self.provenance,
+            "drop_step": self.drop_step.tolist(),
+        }
+
+    @classmethod
+    def from_json(cls, record: Any) -> Self:  # Any: whatever a file held
+        """The schedule of a file's JSON object. Raises ScheduleError saying what is wrong with it."""
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise ScheduleError(f'not a pruning schedule; expected a JSON object with "format": "{FORMAT}"')
+        version = record.get("version")
+        if version != VERSION:
+            raise ScheduleError(
+                f"format version {version}, this heatkv reads {VERSION}; upgrade heatkv or plan it again"
+            )
+        missing = {"model", "scales", "sink_scales", "policy", "budget", "provenance", "drop_step"} - record.keys()
+        if missing:
+            raise ScheduleError(f"the schedule lacks {', '.join(sorted(missing))}; plan it again")
+        return cls(
+            drop_step=_integers(record["drop_step"]),
+            model=str(record["model"]),
+            scales=ScaleSchedule.from_json(record["scales"]),
+            sink_scales=_integer(record["sink_scales"], "sink_scales"),
+            policy=str(record["policy"]),
+            budget=_budget_or_none(record["budget"]),
+            provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
+        )
+
+    def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
+        """Write the JSON file and return its path. Raises OutputError if it exists, unless `overwrite`."""
+        return write_new(Path(path), json.dumps(self.to_json()).encode() + b"\n", overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a file made by `save`. Raises ScheduleError naming the path and what is wrong."""
+        record = read_json(Path(path), expected="a schedule file made by `plan`", error=ScheduleError)
+        try:
+            return cls.from_json(record)
+        except ScheduleError as error:
+            raise ScheduleError(f"{path}: {error}") from None
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, PruningSchedule):
+            return NotImplemented
+        return self._labels() == other._labels() and np.array_equal(self.drop_step, other.drop_step)
+
+    def __hash__(self) -> int:
+        return hash((self.content_hash, self.model, self.policy, self.budget))
+
+    def _labels(self) -> tuple[object, ...]:
+        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance
+
+
+def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
+    """The step at which each layer writes each scale: [layer, source_scale]."""
+    return np.arange(num_layers)[:, None] + np.arange(num_scales) * num_layers
+
+
+def full_history_tokens(config: ModelConfig, scales: ScaleSchedule) -> int:
+    """Tokens of all scales but the last, over all layers and heads: the denominator of every budget."""
+    return config.num_layers * config.num_heads * scales.history_tokens
+
+
+def budget_tokens(budget: float, config: ModelConfig, scales: ScaleSchedule) -> int:
+    """The most tokens, over all layers and heads, that a budget allows after any step.
+
+    Multiplied in the order of the reference planner, then floored with BUDGET_TOLERANCE, because a product that
+    comes out a hair below a whole number would forbid the very schedule that the budget was computed for.
+    """
+    threshold = budget * config.num_layers * config.num_heads * scales.history_tokens
+    return math.floor(threshold + BUDGET_TOLERANCE * full_history_tokens(config, scales))
+
+
+def budget_bytes(
+    budget: float, config: ModelConfig, scales: ScaleSchedule, *, dtype_bytes: int = 2, rows: int = 2
+) -> int:
+    """The bytes of K and V that a budget allows; `rows`: batch rows cached, 2 per image with guidance."""
+    return budget_tokens(budget, config, scales) * config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
+
+
+def budget_from_tokens(tokens: int, config: ModelConfig, scales: ScaleSchedule) -> float:
+    """The budget, at most 1.0, that allows this many tokens over all layers and heads."""
+    return min(1.0, tokens / full_history_tokens(config, scales))
+
+
+def budget_from_bytes(
+    num_bytes: int, config: ModelConfig, scales: ScaleSchedule, *, dtype_bytes: int = 2, rows: int = 2
+) -> float:
+    """The budget, at most 1.0, that fits in this many bytes of K and V."""
+    tokens = num_bytes // config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
+    return budget_from_tokens(tokens, config, scales)
+
+
+def minimum_budget(scales: ScaleSchedule, sink_scales: int) -> float:
+    """The least budget that any schedule can meet: the sink scales' share of the history."""
+    return sum(scales.tokens[:sink_scales]) / scales.history_tokens
+
+
+def check_budget(budget: float | None, scales: ScaleSchedule, sink_scales: int) -> float:
+    """The budget, raised to the minimum if rounding alone put it below. Raises BudgetError with the minimum."""
+    minimum = minimum_budget(scales, sink_scales)
+    if budget is None or not 0 <= budget <= 1:
+        found = "no budget" if budget is None else f"budget {budget}"
+        raise BudgetError(f"{found}; expected a fraction of history, {_minimum_text(minimum)} to 1", minimum=minimum)
+    if budget < minimum - BUDGET_TOLERANCE:
+        sink_tokens, history = sum(scales.tokens[:sink_scales]), scales.history_tokens
+        raise BudgetError(
+            f"budget {budget:.8g} is below the minimum {_minimum_text(minimum)}: the {sink_scales} sink scales are "
+            f"never evicted and take {sink_tokens} of {history} history tokens in every head; "
+            "raise the budget or lower the sink scales",
+            minimum=minimum,
+        )
+    return max(budget, minimum)
+
+
+def check_sink_scales(sink_scales: int, scales: ScaleSchedule) -> None:
+    """Raises ScheduleError unless 0 <= sink_scales < num_scales (the last scale is never cached)."""
+    if not 0 <= sink_scales < scales.num_scales:
+        raise ScheduleError(f"{sink_scales} sink scales; expected 0 to {scales.num_scales - 1} for {_describe(scales)}")
+
+
+def _minimum_text(minimum: float) -> str:
+    # Rounded up, so that the printed number is itself feasible.
+    rounded = math.ceil(minimum * 1e8) / 1e8
+    return f"{rounded:.8g} ({rounded * 100:.6g} %)"
+
+
+def _describe(scales: ScaleSchedule) -> str:
+    height, width = scales.sizes[-1]
+    return f"{scales.num_scales} scales up to {height}x{width}"
+
+
+def _check_drop_steps(drop_step: NDArray[np.int64], sink_scales: int) -> None:
+    num_layers, _, num_scales = drop_step.shape
+    last_step = num_layers * num_scales - 1
+    if last_step > np.iinfo(np.int16).max:
+        raise ScheduleError(f"{last_step + 1} steps do not fit in 16 bits; use fewer layers or scales")
+    written = own_steps(num_layers, num_scales)[:, None]
+    wrong = (drop_step < written) | (drop_step > last_step)
+    wrong[:, :, :sink_scales] |= drop_step[:, :, :sink_scales] != last_step
+    wrong[:, :, -1] |= drop_step[:, :, -1] != written[:, :, -1]
+    if wrong.any():
+        layer, head, source_scale = (int(index[0]) for index in np.nonzero(wrong))
+        place = f"layer {layer}, head {head}, source scale {source_scale}"
+        first = int(written[layer, 0, source_scale])
+        expected = f"{first} to {last_step}"
+        if source_scale == num_scales - 1:
+            expected = f"{first}, as the last scale is never cached"
+        elif source_scale < sink_scales:
+            expected = f"{last_step}, as sink scales are never evicted"
+        found = int(drop_step[layer, head, source_scale])
+        raise ScheduleError(f"drop_step is {found} at {place}; expected {expected}")
+
+
+def _integers(nested: Any) -> NDArray[np.int64]:  # Any: whatever a file held
+    try:
+        values = np.array(nested)
+    except ValueError:
+        raise ScheduleError("drop_step is ragged; expected nested lists [layer][head][source_scale]") from None
+    if values.dtype.kind != "i":
+        raise ScheduleError("drop_step holds something else than whole numbers; expected steps")
+    return values.astype(np.int64)
+
+
+def _integer(value: Any, name: str) -> int:  # Any: whatever a file held
+    if type(value) is not int:
+        raise ScheduleError(f"{name} is {value!r}; expected a whole number")
+    return value
+
+
+def _budget_or_none(value: Any) -> float | None:  # Any: whatever a file held
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ScheduleError(f"budget is {value!r}; expected null or a fraction of history from 0 to 1")
+    return float(value)
