@@ -22,6 +22,8 @@ class VAEConfig:
     multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
     encoder_blocks: int = 2
     """Residual blocks per encoder level; a decoder level has one more."""
+    norm_groups: int | None = None
+    """Groups of every group norm; None: the official 32, or 24 where 32 does not divide the channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +50,8 @@ class ModelConfig:
     tau: float = 1.0
     scales: tuple[Grid, ...] = field(default=())
     """The only schedule of a model trained for one; empty: the official resolutions."""
+    rope_grid: Grid | None = None
+    """What RoPE positions are normalised to with `scales`; None: its last grid."""
 
     @property
     def head_dim(self) -> int:
@@ -80,7 +84,7 @@ class ModelConfig:
         """The scales of one image: by resolution and aspect, or the model's only schedule."""
         if not self.scales:
             return ScaleSchedule.named(resolution or "1M", aspect=aspect)
-        native = ScaleSchedule.custom(self.scales)
+        native = ScaleSchedule.custom(self.scales, rope_grid=self.rope_grid)
         if resolution not in (None, "native"):
             raise UnknownNameError(f"resolution of {self.name}", resolution, ["native"])
         return native
@@ -90,7 +94,25 @@ _D16 = VAEConfig(code_channels=16, patch_size=16)
 _D32 = VAEConfig(code_channels=32, patch_size=16)
 _D14_F8 = VAEConfig(code_channels=14, patch_size=8, multipliers=(1, 2, 4, 4))
 
+# One channel a group would take each channel's mean away, and colours with it: hence groups of 4 and 8.
+_TINY_VAE = VAEConfig(16, 4, base_channels=32, multipliers=(1, 2, 2), encoder_blocks=1, norm_groups=8)
+_TINY = ModelConfig(
+    "infinity-tiny",
+    num_layers=6,
+    width=192,
+    num_heads=6,
+    num_chunks=2,
+    vae=_TINY_VAE,
+    text_width=128,
+    text_maxlen=32,
+    text_encoder="tiny",
+    sink_scales=2,
+    scales=tuple((side, side) for side in (1, 2, 3, 4, 6, 8, 10)),
+    rope_grid=(40, 40),
+)
+
 _ROWS = (
+    _TINY,
     ModelConfig("infinity-2b", 32, 2048, 16, 8, _D32),
     ModelConfig("infinity-8b", 40, 3584, 28, 8, _D14_F8, spatial_patchify=True),
     ModelConfig("infinity-125m", 12, 768, 8, 4, _D16),

@@ -119,17 +119,17 @@ def _resize(cells: Tensor, grid: Grid) -> Tensor:
     return F.interpolate(cells.unsqueeze(2), size=(1, *grid), mode="trilinear").squeeze(2)
 
 
-def _norm(channels: int) -> nn.GroupNorm:
-    groups = 32 if channels % 32 == 0 else 24
-    return nn.GroupNorm(groups, channels, eps=_NORM_EPS)
+def _norm(channels: int, groups: int | None) -> nn.GroupNorm:
+    official = 32 if channels % 32 == 0 else 24
+    return nn.GroupNorm(groups or official, channels, eps=_NORM_EPS)
 
 
 class _ResidualBlock(nn.Module):
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, groups: int | None) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in)
+        self.norm1 = _norm(channels_in, groups)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.norm2 = _norm(channels_out)
+        self.norm2 = _norm(channels_out, groups)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
@@ -160,10 +160,10 @@ class _Upsample(nn.Module):
 class _Level(nn.Module):
     """Residual blocks of one resolution, then the change of resolution if there is one."""
 
-    def __init__(self, channels_in: int, channels_out: int, num_blocks: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, num_blocks: int, groups: int | None) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * num_blocks
-        self.block = nn.ModuleList(_ResidualBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(_ResidualBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
         self.downsample: nn.Module = nn.Identity()
         self.upsample: nn.Module = nn.Identity()
 
@@ -174,10 +174,10 @@ class _Level(nn.Module):
 
 
 class _Middle(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int | None) -> None:
         super().__init__()
-        self.block_1 = _ResidualBlock(channels, channels)
-        self.block_2 = _ResidualBlock(channels, channels)
+        self.block_1 = _ResidualBlock(channels, channels, groups)
+        self.block_2 = _ResidualBlock(channels, channels, groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.block_1(x))  # type: ignore[no-any-return]  # as above
@@ -190,12 +190,12 @@ class _Encoder(nn.Module):
         self.conv_in = nn.Conv2d(3, config.base_channels, 3, padding=1)
         self.down = nn.ModuleList()
         for index, (before, width) in enumerate(zip([config.base_channels, *widths], widths, strict=False)):
-            level = _Level(before, width, config.encoder_blocks)
+            level = _Level(before, width, config.encoder_blocks, config.norm_groups)
             if 2**index < config.patch_size:
                 level.downsample = _Downsample(width)
             self.down.append(level)
-        self.mid = _Middle(widths[-1])
-        self.norm_out = _norm(widths[-1])
+        self.mid = _Middle(widths[-1], config.norm_groups)
+        self.norm_out = _norm(widths[-1], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[-1], config.code_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -210,14 +210,14 @@ class _Decoder(nn.Module):
         super().__init__()
         widths = _level_widths(config)
         self.conv_in = nn.Conv2d(config.code_channels, widths[-1], 3, padding=1)
-        self.mid = _Middle(widths[-1])
+        self.mid = _Middle(widths[-1], config.norm_groups)
         self.up = nn.ModuleList()
         for index, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True)):
-            level = _Level(before, width, config.encoder_blocks + 1)
+            level = _Level(before, width, config.encoder_blocks + 1, config.norm_groups)
             if 1 < 2**index <= config.patch_size:
                 level.upsample = _Upsample(width)
             self.up.append(level)
-        self.norm_out = _norm(widths[0])
+        self.norm_out = _norm(widths[0], config.norm_groups)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
