@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig as ModelConfig
     from heatkv.config import model_config as model_config
     from heatkv.errors import HeatKVError as HeatKVError
+    from heatkv.orders import HeadOrders as HeadOrders
     from heatkv.policies import POLICIES as POLICIES
     from heatkv.policies import load_policy as load_policy
     from heatkv.scales import ScaleSchedule as ScaleSchedule
-    from heatkv.scas import HeadOrders as HeadOrders
     from heatkv.scas import ScasAccumulator as ScasAccumulator
     from heatkv.scas import ScasScores as ScasScores
     from heatkv.schedule import PruningSchedule as PruningSchedule
@@ -26,10 +26,10 @@ _MODULE_OF = {
     "ModelConfig": "heatkv.config",
     "model_config": "heatkv.config",
     "HeatKVError": "heatkv.errors",
+    "HeadOrders": "heatkv.orders",
     "POLICIES": "heatkv.policies",
     "load_policy": "heatkv.policies",
     "ScaleSchedule": "heatkv.scales",
-    "HeadOrders": "heatkv.scas",
     "ScasAccumulator": "heatkv.scas",
     "ScasScores": "heatkv.scas",
     "PruningSchedule": "heatkv.schedule",

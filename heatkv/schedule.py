@@ -21,7 +21,7 @@ from heatkv.files import read_json, write_new
 from heatkv.scales import ScaleSchedule
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from heatkv.config import ModelConfig
 
@@ -58,23 +58,22 @@ class PruningSchedule:
     """Where it came from, such as the content hash of the orders."""
 
     def __post_init__(self) -> None:
-        drop_step = np.array(self.drop_step, dtype=np.int64)
+        drop_step = _as_steps(self.drop_step)
         if drop_step.ndim != 3 or drop_step.shape[2] != self.scales.num_scales or not drop_step.size:
             expected = f"[layer, head, {self.scales.num_scales} source scales]"
             raise ScheduleError(f"drop_step has shape {list(drop_step.shape)}; expected {expected}")
         check_sink_scales(self.sink_scales, self.scales)
         _check_drop_steps(drop_step, self.sink_scales)
-        drop_step = drop_step.astype(np.int16)
         drop_step.flags.writeable = False
         object.__setattr__(self, "drop_step", drop_step)
 
     @property
     def num_layers(self) -> int:
-        return self.drop_step.shape[0]
+        return len(self.drop_step)
 
     @property
     def num_heads(self) -> int:
-        return self.drop_step.shape[1]
+        return int(self.drop_step.shape[1])
 
     @property
     def num_steps(self) -> int:
@@ -104,9 +103,9 @@ class PruningSchedule:
         return seen
 
     def read_tokens(self) -> NDArray[np.int64]:
-        """Tokens that attention at each step reads, current scale included: [query_scale, layer, head, source_scale]."""
+        """Tokens that attention reads at each step, current scale too: [query_scale, layer, head, source_scale]."""
         seen = np.stack([self.visible(query_scale) for query_scale in range(self.scales.num_scales)])
-        return seen * np.array(self.scales.tokens)
+        return np.where(seen, np.array(self.scales.tokens), 0)
 
     def kept_tokens(self) -> NDArray[np.int64]:
         """Tokens that each layer holds after its own step: [query_scale, layer, head, source_scale]."""
@@ -115,20 +114,14 @@ class PruningSchedule:
         held = (self.drop_step > steps) | (self.drop_step == self.num_steps - 1)
         held &= np.arange(self.scales.num_scales) <= query_scales
         held[..., -1] = False
-        return held * np.array(self.scales.tokens)
+        return np.where(held, np.array(self.scales.tokens), 0)
 
     def tokens_held(self) -> NDArray[np.int64]:
         """Tokens in the cache after each step, over all layers and heads: [num_steps].
 
         Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early.
         """
-        cached = self.drop_step[:, :, :-1]
-        written_at = np.broadcast_to(own_steps(self.num_layers, self.scales.num_scales)[:, None, :-1], cached.shape)
-        tokens = np.broadcast_to(np.array(self.scales.tokens[:-1], dtype=np.float64), cached.shape)
-        freed = cached < self.num_steps - 1
-        change = np.bincount(written_at.ravel(), tokens.ravel(), self.num_steps)
-        change -= np.bincount(cached[freed], tokens[freed], self.num_steps)
-        return np.cumsum(np.rint(change).astype(np.int64))
+        return tokens_held(self.drop_step, self.scales)
 
     def evictions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(layers, heads, source_scales) of the head-scales to free right after this step.
@@ -179,7 +172,7 @@ class PruningSchedule:
         if missing:
             raise ScheduleError(f"the schedule lacks {', '.join(sorted(missing))}; plan it again")
         return cls(
-            drop_step=_integers(record["drop_step"]),
+            drop_step=_as_steps(record["drop_step"]),
             model=str(record["model"]),
             scales=ScaleSchedule.from_json(record["scales"]),
             sink_scales=_integer(record["sink_scales"], "sink_scales"),
@@ -216,6 +209,19 @@ class PruningSchedule:
 def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
     """The step at which each layer writes each scale: [layer, source_scale]."""
     return np.arange(num_layers)[:, None] + np.arange(num_scales) * num_layers
+
+
+def tokens_held(drop_step: NDArray[np.int16], scales: ScaleSchedule) -> NDArray[np.int64]:
+    """Tokens in the cache after each step, over all layers and heads: [num_steps]; drop_step as in PruningSchedule."""
+    num_layers, _, num_scales = drop_step.shape
+    num_steps = num_layers * num_scales
+    cached = drop_step[:, :, :-1]
+    written_at = np.broadcast_to(own_steps(num_layers, num_scales)[:, None, :-1], cached.shape)
+    tokens = np.broadcast_to(np.array(scales.tokens[:-1], dtype=np.float64), cached.shape)
+    freed = cached < num_steps - 1
+    change = np.bincount(written_at.ravel(), tokens.ravel(), num_steps)
+    change -= np.bincount(cached[freed], tokens[freed], num_steps)
+    return np.cumsum(np.rint(change).astype(np.int64))
 
 
 def full_history_tokens(config: ModelConfig, scales: ScaleSchedule) -> int:
@@ -292,7 +298,7 @@ def _describe(scales: ScaleSchedule) -> str:
     return f"{scales.num_scales} scales up to {height}x{width}"
 
 
-def _check_drop_steps(drop_step: NDArray[np.int64], sink_scales: int) -> None:
+def _check_drop_steps(drop_step: NDArray[np.int16], sink_scales: int) -> None:
     num_layers, _, num_scales = drop_step.shape
     last_step = num_layers * num_scales - 1
     if last_step > np.iinfo(np.int16).max:
@@ -314,14 +320,14 @@ def _check_drop_steps(drop_step: NDArray[np.int64], sink_scales: int) -> None:
         raise ScheduleError(f"drop_step is {found} at {place}; expected {expected}")
 
 
-def _integers(nested: Any) -> NDArray[np.int64]:  # Any: whatever a file held
+def _as_steps(given: ArrayLike) -> NDArray[np.int16]:
     try:
-        values = np.array(nested)
+        values = np.array(given)
     except ValueError:
         raise ScheduleError("drop_step is ragged; expected nested lists [layer][head][source_scale]") from None
-    if values.dtype.kind != "i":
-        raise ScheduleError("drop_step holds something else than whole numbers; expected steps")
-    return values.astype(np.int64)
+    if values.dtype.kind not in "iu" or (values != values.astype(np.int16)).any():
+        raise ScheduleError("drop_step holds something else than 16-bit whole numbers; expected steps")
+    return values.astype(np.int16)
 
 
 def _integer(value: Any, name: str) -> int:  # Any: whatever a file held

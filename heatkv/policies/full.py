@@ -37,14 +37,14 @@ class FullPolicy:
         if budget not in (None, 1):
             message = f"budget {budget} cannot be met by policy full, which keeps everything; leave it out, or give 1.0"
             raise BudgetError(message, minimum=1.0)
-        sinks = config.sink_scales if sink_scales is None else sink_scales
+        sinks = min(config.sink_scales, scales.num_scales - 1) if sink_scales is None else sink_scales
         check_sink_scales(sinks, scales)
         return PruningSchedule(keep_everything(config, scales), config.name, scales, sinks, self.name, budget)
 
 
-def keep_everything(config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.int64]:
+def keep_everything(config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.int16]:
     """drop_step [layer, head, source_scale] that evicts nothing; a new array, for a planner to lower."""
     num_steps = config.num_layers * scales.num_scales
-    drop_step = np.full((config.num_layers, config.num_heads, scales.num_scales), num_steps - 1, dtype=np.int64)
+    drop_step = np.full((config.num_layers, config.num_heads, scales.num_scales), num_steps - 1, dtype=np.int16)
     drop_step[:, :, -1] = own_steps(config.num_layers, scales.num_scales)[:, None, -1]
     return drop_step
