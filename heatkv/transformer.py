@@ -26,6 +26,7 @@ NUM_LEVEL_EMBEDDINGS = 15
 _NORM_EPS = 1e-6
 _MAX_LOG_SCALE = math.log(100)
 _ROPE_BASE = 10000.0
+_BLOCK, _SHIFTS = 1 << 22, 1 << 16
 
 
 class Attend(Protocol):
@@ -103,6 +104,11 @@ class Infinity(nn.Module):
                 if isinstance(module, nn.Linear):
                     module.to(dtype)
         return self
+
+    @property
+    def kv_dtype(self) -> torch.dtype:
+        """The dtype that keys and values are made, and stored, in."""
+        return next(module.weight.dtype for module in self.layers.modules() if isinstance(module, nn.Linear))
 
     def encode_text(self, texts: Sequence[Tensor], negatives: Sequence[Tensor] | None, *, guided: bool) -> TextContext:
         """The context of prompts given as encoder features, each [tokens, text_width].
@@ -188,6 +194,8 @@ class _Layer(nn.Module):
 class _SelfAttention(nn.Module):
     """Cosine attention: q and k have unit length, q times a learnt scale per head, RoPE after both."""
 
+    k_bias: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.width, config.num_heads
@@ -212,6 +220,8 @@ class _SelfAttention(nn.Module):
 
 class _CrossAttention(nn.Module):
     """Every image token attends to its own row's text."""
+
+    k_bias: Tensor
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -250,6 +260,8 @@ class _FeedForward(nn.Module):
 class _TextPool(nn.Module):
     """One learnt query per head pools the text into a vector [R, C]. Its heads are not the layers' heads."""
 
+    k_bias: Tensor
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, heads = config.width, config.pool_heads
@@ -274,10 +286,9 @@ def initialise(model: nn.Module, *, seed: int) -> None:
     Matrices repeat one seeded block of normal numbers (std 0.02), which is enough where only time and memory
     matter; norms are 1, biases 0, attention scales the official start (ln 4).
     """
-    block = torch.randn(1 << 22, generator=torch.Generator().manual_seed(seed)) * 0.02
-    tensors = [*model.named_parameters(), *model.named_buffers()]
+    block = torch.randn(_BLOCK + _SHIFTS, generator=torch.Generator().manual_seed(seed)) * 0.02
     with torch.no_grad():
-        for shift, (name, tensor) in enumerate(tensors):
+        for index, (name, tensor) in enumerate([*model.named_parameters(), *model.named_buffers()]):
             if name.endswith("log_scale"):
                 tensor.fill_(math.log(4))
             elif "norm" in name and name.endswith("weight"):
@@ -285,14 +296,13 @@ def initialise(model: nn.Module, *, seed: int) -> None:
             elif name.endswith("bias"):
                 tensor.zero_()
             else:
-                _fill(tensor, block.roll(7919 * shift))
+                # Another start in the block for each tensor, so that no two layers are equal.
+                _repeat(tensor, block[7919 * index % _SHIFTS :][:_BLOCK])
 
 
-def _fill(tensor: Tensor, block: Tensor) -> None:
-    flat = tensor.view(-1)
-    for begin in range(0, flat.numel(), block.numel()):
-        part = flat[begin : begin + block.numel()]
-        part.copy_(block[: part.numel()])
+def _repeat(tensor: Tensor, numbers: Tensor) -> None:
+    for part in tensor.view(-1).split(len(numbers)):
+        part.copy_(numbers[: len(part)])
 
 
 def _layer_norm(x: Tensor) -> Tensor:

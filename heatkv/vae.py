@@ -7,6 +7,7 @@ FoundationVision/Infinity, infinity/models/bsq_vae/{vae,flux_vqgan,multiscale_bs
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +164,7 @@ class _Level(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, num_blocks: int, groups: int | None) -> None:
         super().__init__()
         widths = [channels_in] + [channels_out] * num_blocks
-        self.block = nn.ModuleList(_ResidualBlock(a, b, groups) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(_ResidualBlock(a, b, groups) for a, b in pairwise(widths))
         self.downsample: nn.Module = nn.Identity()
         self.upsample: nn.Module = nn.Identity()
 
@@ -222,7 +223,7 @@ class _Decoder(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         x = self.mid(self.conv_in(latent))
-        for level in reversed(self.up):  # type: ignore[call-overload]  # ModuleList is a sequence; torch does not say so
+        for level in reversed(self.up):
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(x)))  # type: ignore[no-any-return]  # as above
 

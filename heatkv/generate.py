@@ -1,0 +1,258 @@
+"""Text to image: the loop over scales. It feeds the transformer, obeys the schedule, samples bits, tells the probe.
+
+Semantics: FoundationVision/Infinity, infinity/models/infinity.py: autoregressive_infer_cfg.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from heatkv.attention import Segment, attend, attention_mass, tokens_by_head
+from heatkv.cache import KVCache
+from heatkv.config import ModelConfig
+from heatkv.errors import HeatKVError
+from heatkv.policies.full import FullPolicy
+from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
+from heatkv.scales import ScaleSchedule
+from heatkv.schedule import PruningSchedule
+from heatkv.transformer import Infinity, Rope, TextContext
+from heatkv.vae import BSQVAE, ResidualCodes
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How bits are drawn. A list gives one value per scale; top_k and top_p of 0 are off."""
+
+    cfg: float | tuple[float, ...] = 3.0
+    """Guidance strength; 1 everywhere means no unconditional rows at all (half the cache)."""
+    tau: float | tuple[float, ...] = 1.0
+    top_k: int = 900
+    """There are two outcomes per bit: 1 is greedy, anything above is off."""
+    top_p: float = 0.97
+    """The less likely outcome is removed where its probability is at most 1 - top_p."""
+    cfg_insertion_layers: tuple[int, ...] = (0,)
+    """0: guide the logits; -n: guide the hidden state after the n-th layer from the end."""
+
+    def __post_init__(self) -> None:
+        wrong = [item for item in self.cfg_insertion_layers if item > 0]
+        if wrong:
+            raise HeatKVError(f"cfg insertion layer {wrong[0]} is not possible; use 0 (logits) or negative numbers")
+        taus = self.tau if isinstance(self.tau, tuple) else (self.tau,)
+        if min(taus) <= 0:
+            raise HeatKVError(f"temperature {min(taus)} is not possible; expected a number above 0")
+
+    def check(self, num_scales: int, num_layers: int) -> None:
+        """Raises HeatKVError if a list does not fit the scales, or an insertion layer the model."""
+        for name, value in (("cfg", self.cfg), ("tau", self.tau)):
+            if isinstance(value, tuple) and len(value) != num_scales:
+                raise HeatKVError(f"{name} list has {len(value)} values, this run has {num_scales} scales")
+        for item in self.cfg_insertion_layers:
+            if item and num_layers + item < 1:
+                raise HeatKVError(f"cfg insertion layer {item} is before layer 1 of {num_layers}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether unconditional rows are needed at any scale."""
+        return any(value != 1 for value in (self.cfg if isinstance(self.cfg, tuple) else (self.cfg,)))
+
+    def cfg_at(self, scale: int) -> float:
+        return self.cfg[scale] if isinstance(self.cfg, tuple) else self.cfg
+
+    def tau_at(self, scale: int) -> float:
+        return self.tau[scale] if isinstance(self.tau, tuple) else self.tau
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What a run made."""
+
+    bits: tuple[Tensor, ...]
+    """Per scale, [batch, tokens, bits_per_token] uint8, on the CPU."""
+    codes: Tensor
+    """[batch, code_channels, height, width] float32: what the VAE decodes."""
+    image: Tensor | None
+    """[batch, height, width, 3] uint8 RGB; None without a VAE."""
+
+
+@torch.inference_mode()
+def generate(
+    model: Infinity,
+    texts: Sequence[Tensor],
+    scales: ScaleSchedule,
+    *,
+    sampling: Sampling | None = None,
+    schedule: PruningSchedule | None = None,
+    seed: int | None = None,
+    forced_bits: Sequence[Tensor] | None = None,
+    negatives: Sequence[Tensor] | None = None,
+    vae: BSQVAE | None = None,
+    probe: Probe | None = None,
+) -> Generation:
+    """Make one image per text (encoder features, [tokens, text_width] each).
+
+    Without `schedule` everything is kept. With `forced_bits` (one tensor per scale, as Generation.bits) the sampler
+    is not asked: each scale sees exactly those bits, so what differs is the cache's doing alone. Bits depend on
+    `seed`, the dtype and the device type; None draws from torch's global generator.
+    """
+    sampling = sampling or Sampling()
+    sampling.check(scales.num_scales, model.config.num_layers)
+    if negatives is not None and len(negatives) != len(texts):
+        raise HeatKVError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one each")
+    schedule = schedule or FullPolicy().plan(model.config, scales)
+    schedule.validate(model.config, scales)
+    if forced_bits is not None:
+        _check_bits(forced_bits, len(texts), model.config, scales)
+    run = _Run(model, model.encode_text(texts, negatives, guided=sampling.guided), schedule, sampling, probe)
+    try:
+        bits, codes = run.all_scales(len(texts), seed, forced_bits)
+    finally:
+        run.cache.clear()
+    return Generation(bits, codes, vae.decode_rgb(codes) if vae is not None else None)
+
+
+class _Run:
+    """The state of one call of generate: text, cache, and where the loop is."""
+
+    def __init__(
+        self, model: Infinity, text: TextContext, schedule: PruningSchedule, sampling: Sampling, probe: Probe | None
+    ) -> None:
+        self.model, self.text, self.schedule, self.sampling = model, text, schedule, sampling
+        self.scales = schedule.scales
+        self.probe = probe or NullProbe()
+        self.cache = KVCache(schedule)
+        self.device = text.pooled.device
+        self.rope = Rope.of(self.scales, model.config.head_dim, self.device)
+        self.codes = ResidualCodes.of(model.config, self.scales)
+        self.query_scale = 0
+        self.step_begin_ns = 0
+        self.step_evicted = 0
+        self.step_mass: Tensor | None = None
+        self.step_read = tokens_by_head((), schedule.num_heads, self.scales.num_scales)
+
+    def all_scales(
+        self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        self.probe.run_started(_run_start(self.model, self.schedule, self.text.rows, self.device))
+        summed = self.codes.zeros(batch, self.device)
+        all_bits = []
+        for scale in range(self.scales.num_scales):
+            logits = self._guided_logits(scale, batch, summed)
+            if forced_bits is None:
+                bits = sample_bits(logits, self.sampling, generator)
+            else:
+                bits = forced_bits[scale].to(self.device)
+            summed = self.codes.add(summed, bits, scale)
+            all_bits.append(bits.cpu())
+            self.probe.scale_done(ScaleInfo(scale, bits, logits, summed))
+        return tuple(all_bits), summed
+
+    def _guided_logits(self, scale: int, batch: int, summed: Tensor) -> Tensor:
+        """[batch, tokens, 2 * bits]: after temperature and guidance, before top-k and top-p."""
+        strength = self.sampling.cfg_at(scale)
+        hidden = self._hidden(scale, summed, self._guidance(strength))
+        logits = self.model.bit_logits(hidden, self.text) * (1 / self.sampling.tau_at(scale))
+        if strength != 1 and 0 in self.sampling.cfg_insertion_layers:
+            return strength * logits[:batch] + (1 - strength) * logits[batch:]
+        return logits[:batch]
+
+    def _guidance(self, strength: float) -> dict[int, float]:
+        if strength == 1:
+            return {}
+        depth = self.model.config.num_layers
+        return {depth + item: strength for item in self.sampling.cfg_insertion_layers if item < 0}
+
+    def _hidden(self, scale: int, summed: Tensor, guidance: dict[int, float]) -> Tensor:
+        self.query_scale = scale
+        if scale == 0:
+            x = self.model.start_tokens(self.text)
+        else:
+            features = self.codes.features(summed, scale)
+            x = self.model.embed(features).repeat(self.text.rows // features.shape[0], 1, 1)
+        begin, end = self.scales.offsets[scale : scale + 2]
+        levels = torch.full((end - begin,), scale, device=self.device)
+        rope = self.rope.tokens(begin, end)
+        self.step_begin_ns = time.monotonic_ns()
+        return self.model.trunk(
+            x, levels, self.text, rope, self._attend, guidance=guidance, after_layer=self._after_layer
+        )
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        segments = self.cache.read(layer, query_scale=self.query_scale, keys=k, values=v)
+        out = attend(q, segments)
+        self.step_read = tokens_by_head(segments, self.schedule.num_heads, self.scales.num_scales)
+        self.step_mass = self._mass(q, segments) if self.probe.wants_attention_mass else None
+        self.step_evicted = self.cache.append(layer, query_scale=self.query_scale, keys=k, values=v)
+        return out
+
+    def _mass(self, q: Tensor, segments: list[Segment]) -> Tensor:
+        rows = q.shape[0] // 2 if self.sampling.guided else q.shape[0]
+        conditional = [Segment(one.source_scale, one.heads, one.keys[:rows], one.values[:rows]) for one in segments]
+        return attention_mass(q[:rows], conditional, num_scales=self.scales.num_scales)
+
+    def _after_layer(self, layer: int) -> None:
+        step = self.query_scale * self.schedule.num_layers + layer
+        evicted = self.step_evicted + self.cache.evict(step)
+        end_ns = time.monotonic_ns()
+        self.probe.step_done(
+            StepInfo(
+                query_scale=self.query_scale,
+                layer=layer,
+                begin_ns=self.step_begin_ns,
+                end_ns=end_ns,
+                device_ns=None,
+                accounted_bytes=self.cache.accounted_bytes,
+                storage_bytes=self.cache.storage_bytes,
+                evicted_tokens=evicted,
+                kept_tokens=self.cache.kept_tokens(layer),
+                read_tokens=self.step_read,
+                attention_mass=self.step_mass,
+            )
+        )
+        self.step_begin_ns = time.monotonic_ns()
+
+
+def sample_bits(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    """Draw bits [batch, tokens, bits] uint8 from logits [batch, tokens, 2 * bits]; one draw for the whole scale.
+
+    The single `multinomial` call over (batch, token, bit) is part of the contract: it makes a seed give the
+    official code's bits on the same kind of device.
+    """
+    pairs = logits.unflatten(-1, (-1, 2)).flatten(0, 2)
+    if sampling.top_k == 1:
+        pairs = pairs.masked_fill(pairs < pairs.amax(dim=-1, keepdim=True), -torch.inf)
+    if sampling.top_p > 0:
+        likely = pairs.softmax(dim=-1)
+        unlikely = (likely <= 1 - sampling.top_p) & (pairs < pairs.amax(dim=-1, keepdim=True))
+        pairs = pairs.masked_fill(unlikely, -torch.inf)
+    drawn = torch.multinomial(pairs.softmax(dim=-1), 1, replacement=True, generator=generator)
+    return drawn.view(*logits.shape[:2], -1).to(torch.uint8)
+
+
+def _run_start(model: Infinity, schedule: PruningSchedule, rows: int, device: torch.device) -> RunStart:
+    dtype = model.kv_dtype
+    return RunStart(
+        model=model.config.name,
+        scales=schedule.scales,
+        num_layers=model.config.num_layers,
+        num_heads=model.config.num_heads,
+        head_dim=model.config.head_dim,
+        bits_per_token=model.config.bits_per_token,
+        rows=rows,
+        dtype=str(dtype).removeprefix("torch."),
+        dtype_bytes=dtype.itemsize,
+        device=str(device),
+        schedule=schedule,
+    )
+
+
+def _check_bits(forced_bits: Sequence[Tensor], batch: int, config: ModelConfig, scales: ScaleSchedule) -> None:
+    expected = [(batch, tokens, config.bits_per_token) for tokens in scales.tokens]
+    found = [tuple(bits.shape) for bits in forced_bits]
+    if found != expected:
+        raise HeatKVError(f"forced bits have shapes {found}; this run needs one tensor per scale, {expected}")
