@@ -91,11 +91,12 @@ class ScasScores:
         path = Path(path)
         path = path / SCORES_FILE if path.is_dir() else path
         try:
-            with np.load(path, allow_pickle=False) as packed:
+            # From memory: numpy leaves a damaged archive's file open.
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as packed:
                 return cls(packed["scores"], int(packed["sink_scales"]), json.loads(str(packed["metadata"])))
         except OrdersError as error:
             raise OrdersError(f"{path}: {error}") from None
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise OrdersError(f"{path}: not a score file ({reason}); expected {SCORES_FILE} of a calibration") from None
 
