@@ -261,6 +261,26 @@ class TestAnyGeometry:
                 policy.plan(case.config, case.scales, budget=minimum - 1e-9, sink_scales=case.sinks)
 
 
+class TestEarlyActivation:
+    @pytest.mark.parametrize("budget", [0.02, 0.05, 0.1, 0.15, 0.3, 0.5])
+    @pytest.mark.parametrize("aspect", [1.0, 1.75, 0.333])
+    def test_many_early_drops_equal_the_construction_from_sets(self, budget: float, aspect: float) -> None:
+        config, scales = _model(16, 8), ScaleSchedule.named("1M", aspect=aspect)
+        orders = _orders(config, 9)
+
+        schedule = HeatKVPolicy(orders).plan(config, scales, budget=budget)
+
+        expected = _bench().plan_from_sets(config, scales, orders, budget=budget, sink_scales=3)
+        np.testing.assert_array_equal(schedule.drop_step, expected)
+        assert self._num_early(schedule) > 5
+
+    @staticmethod
+    def _num_early(schedule: PruningSchedule) -> int:
+        drop_layer = schedule.drop_step % schedule.num_layers
+        dropped = schedule.drop_step < schedule.num_steps - 1
+        return int((dropped & (drop_layer < np.arange(schedule.num_layers)[:, None, None])).sum())
+
+
 class TestRoundingTraps:
     @pytest.mark.parametrize("num_layers", range(1, 13))
     @pytest.mark.parametrize("num_heads", [1, 3, 7])
