@@ -31,7 +31,11 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 }
 """Colour of an object by name."""
 
-BACKGROUNDS: dict[str, tuple[int, int, int]] = {"white": (245, 245, 245), "black": (15, 15, 15), "gray": (130, 130, 130)}
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "white": (245, 245, 245),
+    "black": (15, 15, 15),
+    "gray": (130, 130, 130),
+}
 """Plain background by name."""
 
 SHAPES: dict[str, float] = {"circle": 1.0, "square": 0.886, "triangle": 1.4}
@@ -139,7 +143,10 @@ def sample_scene(rng: np.random.Generator, scenes: tuple[Scene, ...]) -> Scene:
 
 
 def parse_caption(caption: str) -> Scene:
-    """The scene that a caption states. Raises UnknownNameError for a word, PromptError for a form not in the grammar."""
+    """The scene that a caption states.
+
+    Raises UnknownNameError for a word that is not in the grammar, PromptError for a form that is not.
+    """
     words = caption_words(caption)
     for word in words:
         if word not in VOCABULARY:
@@ -170,11 +177,11 @@ def signed_distance(shape: str, rows: NDArray[Any], columns: NDArray[Any], size:
     """Pixels outside (positive) or inside a shape of this size, at offsets from its centroid."""
     radius = SHAPES[shape] * size
     if shape == "circle":
-        return np.hypot(rows, columns) - radius
+        return np.asarray(np.hypot(rows, columns) - radius)
     if shape == "square":
-        return np.maximum(abs(rows), abs(columns)) - radius
+        return np.asarray(np.maximum(abs(rows), abs(columns)) - radius)
     slanted = (np.sqrt(3.0) * abs(columns) - rows) / 2  # distance along the normal of an upper edge
-    return np.maximum(rows, slanted) - radius / 2
+    return np.asarray(np.maximum(rows, slanted) - radius / 2)
 
 
 def _jittered(place: str, rng: np.random.Generator) -> tuple[float, float]:

@@ -1,0 +1,292 @@
+"""What each part of infinity-tiny learns from, and by which loss: the VAE, then transformer and text encoder.
+
+Knows nothing of the loop, the log or files; `train` runs these.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from heatkv.config import model_config
+from heatkv.tiny.detect import align, mean_alignment
+from heatkv.tiny.scenes import Scene, held_out_scenes, render, sample_scene, training_scenes
+from heatkv.tiny.text import TinyTextEncoder
+from heatkv.transformer import Infinity, Rope, TextContext
+from heatkv.vae import BSQVAE, ResidualCodes
+
+CONFIG = model_config("infinity-tiny")
+
+_POOL_SCENES = 20_000
+_MOST_FLIPS = 0.2
+_TEXT_DROPPED = 0.1
+_SMALL_TOKENS = 66
+
+
+class Stage(Protocol):
+    """Something to train: a module, a random batch's loss, and held-out scores."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def reseed(self, seed: int) -> None:
+        """Start the stream of batches anew."""
+        ...
+
+    def loss(self) -> tuple[Tensor, dict[str, float]]:
+        """Loss of the next batch, and numbers to log."""
+        ...
+
+    def scores(self) -> dict[str, float]: ...
+
+
+class VaeStage:
+    """Pictures to pixels, with bits in between.
+
+    A flat background fills most of a picture and hides lost colours in any plain pixel loss, so pixels weigh by
+    their chroma. The gradient passes the quantiser straight through; a commitment term keeps latents near codes.
+    """
+
+    def __init__(self, batch: int) -> None:
+        self.module = BSQVAE(CONFIG.vae)
+        self.batch = batch
+        self.codes = ResidualCodes.of(CONFIG, CONFIG.schedule_for())
+        self._scenes = training_scenes()
+        self._rng = np.random.default_rng(0)
+
+    def reseed(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def loss(self) -> tuple[Tensor, dict[str, float]]:
+        scenes = [sample_scene(self._rng, self._scenes) for _ in range(self.batch)]
+        images = to_tensor([render(scene, self._rng) for scene in scenes])
+        latent = self.module.encode(images)
+        with torch.no_grad():
+            _, quantised = self.codes.quantise(latent)
+        # The decoder alone, without the clamp of decode: a clamped pixel would have no gradient.
+        decoded = self.module.decoder(latent + (quantised - latent).detach())
+        difference = decoded - images
+        weight = 1 + 4 * (images.amax(1, keepdim=True) - images.amin(1, keepdim=True)) / 2
+        weight = weight / weight.mean()
+        pixels = (weight * (difference.abs() + 2 * difference**2)).mean()
+        commitment = F.mse_loss(latent, quantised)
+        return pixels + 0.25 * commitment, {
+            "loss": float(pixels.detach()),
+            "commitment": float(commitment.detach()),
+            "psnr": float(10 * torch.log10(4 / (difference.detach() ** 2).mean())),
+        }
+
+    @torch.inference_mode()
+    def scores(self, count: int = 100) -> dict[str, float]:
+        """The detector's view of reconstructions of held-out scenes."""
+        scenes, rng = held_out_scenes(count), np.random.default_rng(1)
+        images = [render(scene, rng) for scene in scenes]
+        _, quantised = self.codes.quantise(self.module.encode(to_tensor(images)))
+        decoded = self.module.decode(quantised)
+        error = float(((decoded - to_tensor(images)) ** 2).mean())
+        return {"psnr": 10 * float(np.log10(4 / error))} | alignment_scores(to_pictures(decoded), scenes)
+
+
+def alignment_scores(pictures: NDArray[np.uint8], scenes: tuple[Scene, ...]) -> dict[str, float]:
+    """Mean alignment of pictures [count, height, width, 3] with their scenes."""
+    return mean_alignment(align(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)).to_json()
+
+
+def to_tensor(pictures: list[NDArray[np.uint8]]) -> Tensor:
+    """[count, 3, height, width] in [-1, 1]."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(images: Tensor) -> NDArray[np.uint8]:
+    """[count, height, width, 3] from images in [-1, 1]."""
+    return ((images + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
+class TinyModel(nn.Module):
+    """What the second part trains: the transformer and its text encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = Infinity(CONFIG)
+        self.text = TinyTextEncoder(CONFIG)
+        _initialise(self.transformer)
+
+
+class TransformerStage:
+    """Captions to bits: all bits of all scales at once, each scale seeing itself and the scales before it.
+
+    Bits are flipped at random before they are added up, and the next scale's labels are what repairs the damage
+    (Infinity's bitwise self-correction). A scale counts in proportion to its side. One text in ten is dropped.
+    """
+
+    def __init__(self, batch: int, num_scales: int, *, vae_weights: dict[str, Tensor]) -> None:
+        self.module = TinyModel()
+        self.batch = batch
+        self.num_scales = num_scales
+        self.scales = CONFIG.schedule_for()
+        self.codes = ResidualCodes.of(CONFIG, self.scales)
+        self.vae = BSQVAE(CONFIG.vae).requires_grad_(requires_grad=False)
+        self.vae.load_state_dict(vae_weights)
+        self._scenes = training_scenes()
+        self._rng = np.random.default_rng(0)
+        self._pool: tuple[list[Scene], Tensor] = ([], torch.empty(0))
+
+    def reseed(self, seed: int) -> None:
+        """Draw a new pool of latents, and the batches from it."""
+        self._rng = np.random.default_rng(seed)
+        torch.manual_seed(seed)
+        scenes = [sample_scene(self._rng, self._scenes) for _ in range(_POOL_SCENES)]
+        self._pool = scenes, torch.cat([self._latents(part) for part in batched(scenes, 64)])
+
+    def loss(self) -> tuple[Tensor, dict[str, float]]:
+        if not self._pool[0]:
+            self.reseed(0)
+        scenes, latents = self._pool
+        chosen = self._rng.integers(len(scenes), size=self.batch)
+        labels, features = self._corrupted(latents[chosen].float())
+        # The fused CPU attention is slow in its backward at these sizes.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            logits = self._logits([scenes[index].caption for index in chosen], features)
+        entropy = F.cross_entropy(logits.flatten(0, 2), labels.flatten().long(), reduction="none").view(labels.shape)
+        per_scale = torch.stack([part.mean() for part in entropy.split(self._tokens, dim=1)])
+        right = (logits.argmax(-1) == labels).float().split(self._tokens, dim=1)
+        sides = torch.tensor([float(height) for height, _ in self.scales.sizes[: self.num_scales]])
+        loss = (per_scale * sides).sum() / sides.sum()
+        metrics = {"loss": float(loss.detach()), "accuracy": float(torch.cat(right, 1).mean())}
+        for side, one, hits in zip(sides, per_scale.detach(), right, strict=True):
+            metrics |= {f"loss_{side:.0f}": float(one), f"accuracy_{side:.0f}": float(hits.mean())}
+        return loss, metrics
+
+    @torch.inference_mode()
+    def scores(self, count: int = 64, *, cfg: float = 3.0) -> dict[str, float]:
+        """The detector's view of pictures generated from held-out captions, with the scales learnt so far."""
+        self.module.eval()
+        scenes = held_out_scenes(count)
+        pictures = []
+        generator = torch.Generator().manual_seed(0)
+        for part in batched(scenes, 32):
+            summed = self._sample([scene.caption for scene in part], cfg, generator)
+            pictures.append(self.vae.decode_rgb(summed).numpy())
+        self.module.train()
+        return alignment_scores(np.concatenate(pictures), scenes)
+
+    @property
+    def _tokens(self) -> list[int]:
+        return list(self.scales.tokens[: self.num_scales])
+
+    @torch.inference_mode()
+    def _latents(self, scenes: Sequence[Scene]) -> Tensor:
+        return self.vae.encode(to_tensor([render(scene, self._rng) for scene in scenes])).half()
+
+    @torch.no_grad()
+    def _corrupted(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels [batch, tokens, bits] and input features [batch, tokens - 1, bits] of all scales but the first."""
+        summed = self.codes.zeros(len(latents))
+        labels, features = [], []
+        for scale in range(self.num_scales):
+            if scale:
+                features.append(self.codes.features(summed, scale))
+            bits = self.codes.quantise_scale(latents - summed, scale)
+            rate = _MOST_FLIPS * torch.rand(len(bits), 1, 1)
+            summed = self.codes.add(summed, bits ^ (torch.rand(bits.shape) < rate), scale)
+            labels.append(bits)
+        return torch.cat(labels, 1), torch.cat(features, 1)
+
+    def _logits(self, captions: Sequence[str], features: Tensor) -> Tensor:
+        """[batch, tokens, bits, 2] float32, some texts replaced by the unconditional one."""
+        model = self.module.transformer
+        texts = self.module.text(captions)
+        for index in np.flatnonzero(self._rng.random(len(texts)) < _TEXT_DROPPED):
+            texts[index] = model.unconditional_text[: len(texts[index])]
+        context = model.encode_text(texts, None, guided=False)
+        return self._forward(context, features, self.num_scales)
+
+    def _forward(self, context: TextContext, features: Tensor, num_scales: int) -> Tensor:
+        model, end = self.module.transformer, self.scales.offsets[num_scales]
+        x = torch.cat((model.start_tokens(context), model.embed(features)), dim=1)
+        levels = torch.repeat_interleave(torch.tensor(self.scales.tokens[:num_scales]))
+        rope = Rope.of(self.scales, CONFIG.head_dim).tokens(0, end)
+        hidden = model.trunk(x, levels, context, rope, BlockCausal(self.scales.offsets[: num_scales + 1]))
+        logits = model.bit_logits(hidden, context).float()
+        return logits.unflatten(-1, (-1, 2))  # type: ignore[no-any-return]  # Tensor.unflatten is unannotated
+
+    def _sample(self, captions: Sequence[str], cfg: float, generator: torch.Generator) -> Tensor:
+        """Summed codes of one picture per caption, without a cache: every scale computes the whole sequence anew."""
+        context = self.module.transformer.encode_text(self.module.text(captions), None, guided=True)
+        summed = self.codes.zeros(len(captions))
+        features = torch.empty(len(captions), 0, CONFIG.bits_per_token)
+        for scale in range(self.num_scales):
+            if scale:
+                features = torch.cat((features, self.codes.features(summed, scale)), dim=1)
+            logits = self._forward(context, features.repeat(2, 1, 1), scale + 1)[:, -self.scales.tokens[scale] :]
+            conditional, unconditional = logits.chunk(2)
+            chance = (cfg * conditional + (1 - cfg) * unconditional).softmax(-1)[..., 1]
+            chance = torch.where((chance - 0.5).abs() > 0.47, chance.round(), chance)  # top-p of 0.97
+            bits = (torch.rand(chance.shape, generator=generator) < chance).to(torch.uint8)
+            summed = self.codes.add(summed, bits, scale)
+        return summed
+
+
+class BlockCausal:
+    """Attention of all scales at once: a token sees its own scale and those before it.
+
+    One product per query scale, which no mask is needed for and no work is wasted in; the first scales are so small
+    that one masked product is faster.
+    """
+
+    def __init__(self, offsets: Sequence[int]) -> None:
+        self.small = next((end for end in reversed(offsets) if end <= _SMALL_TOKENS), offsets[1])
+        self.blocks = [(a, b) for a, b in itertools.pairwise(offsets) if a >= self.small]
+        scale = torch.repeat_interleave(torch.tensor([b - a for a, b in itertools.pairwise(offsets)]))
+        hidden = scale[: self.small, None] < scale[None, : self.small]
+        self.mask = torch.zeros(hidden.shape).masked_fill(hidden, -torch.inf)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        del layer  # all attend alike
+        first = slice(0, self.small)
+        out = [_attention(q[:, :, first], k[:, :, first], v[:, :, first], self.mask)]
+        out += [_attention(q[:, :, a:b], k[:, :, :b], v[:, :, :b], None) for a, b in self.blocks]
+        return torch.cat(out, dim=2)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2)
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def _initialise(model: Infinity) -> None:
+    """Random weights to train from: gates open, residual branches small, attention scales at 10."""
+    shrink = (2 * CONFIG.num_layers) ** -0.5
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("bias"):
+                tensor.zero_()
+            elif name.endswith("log_scale"):
+                tensor.fill_(math.log(10))
+            elif "norm" in name:
+                tensor.fill_(1)
+            else:
+                tensor.normal_(std=0.02 if tensor.ndim > 2 or "embed" in name else tensor.shape[-1] ** -0.5 * 0.6)
+            if name.endswith(("proj.weight", "fc2.weight")):
+                tensor.mul_(shrink)
+            if name.endswith("modulation") and tensor.ndim == 4:
+                tensor[:, :, :2] += 1  # the two gates
+            if name.endswith("odulation.weight"):
+                tensor.mul_(0.1)
+
+
+def batched(scenes: Sequence[Scene], size: int) -> Iterator[Sequence[Scene]]:
+    """The scenes in runs of `size`."""
+    for begin in range(0, len(scenes), size):
+        yield scenes[begin : begin + size]
