@@ -98,7 +98,7 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give --weights a folder, or use --random-weights")
-    entries = [entry for entry in sorted(folder.iterdir()) if _is_checkpoint(entry)]
+    entries = [entry for entry in sorted(folder.iterdir()) if _is_checkpoint(entry) and "text" not in entry.name]
     vaes = [entry for entry in entries if "vae" in entry.name.lower()]
     models = [entry for entry in entries if entry not in vaes]
     for what, found in (("transformer", models), ("VAE (a file with 'vae' in its name)", vaes)):

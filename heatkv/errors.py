@@ -1,12 +1,12 @@
 """Every error that heatkv raises for a user's or a file's fault, and the exit code each gives a CLI.
 
-    HeatKVError                 1
-    ├── UnknownNameError        2   a model, policy, resolution or option that does not exist
-    ├── ScheduleError           2   a pruning schedule, or its file, that cannot be obeyed
-    ├── OrdersError             2   head orders or S-CAS scores that do not fit
-    ├── BudgetError             3   a budget that cannot be met; carries the minimum
-    ├── CheckpointError         4   weights that are missing, damaged or of another architecture
-    └── OutputError             6   a file that cannot be written, or would be overwritten
+HeatKVError                 1
+├── UnknownNameError        2   a model, policy, resolution or option that does not exist
+├── ScheduleError           2   a pruning schedule, or its file, that cannot be obeyed
+├── OrdersError             2   head orders or S-CAS scores that do not fit
+├── BudgetError             3   a budget that cannot be met; carries the minimum
+├── CheckpointError         4   weights that are missing, damaged or of another architecture
+└── OutputError             6   a file that cannot be written, or would be overwritten
 """
 
 from __future__ import annotations

@@ -40,8 +40,7 @@ _TALL: dict[float, tuple[Grid, ...]] = {
 _INVERSE = {1.25: 0.8, 1.333: 0.75, 1.5: 0.666, 1.75: 0.571, 2.0: 0.5, 2.5: 0.4, 3.0: 0.333}
 
 TEMPLATES: dict[float, tuple[Grid, ...]] = _TALL | {
-    inverse: tuple((width, height) for height, width in _TALL[tall])
-    for tall, inverse in _INVERSE.items()
+    inverse: tuple((width, height) for height, width in _TALL[tall]) for tall, inverse in _INVERSE.items()
 }
 """Aspect template (height / width) → its 13 grids at 1M; all 15 official templates."""
 
@@ -127,4 +126,6 @@ class ScaleSchedule:
             height, width = record["rope_grid"]
             return cls(sizes, (int(height), int(width)), str(record["resolution"]), float(record["aspect"]))
         except (KeyError, TypeError, ValueError) as error:
-            raise ScheduleError(f"scales record is damaged ({error!r}); expected sizes, rope_grid, resolution, aspect") from None
+            raise ScheduleError(
+                f"scales record is damaged ({error!r}); expected sizes, rope_grid, resolution, aspect"
+            ) from None

@@ -1,0 +1,384 @@
+"""The command line: a table of commands, each a thin function. stdout is data, stderr is narration.
+
+`--help` and `--version` import neither numpy nor textual nor torch, so every command imports what it needs itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from heatkv.errors import HeatKVError
+from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kvscope.job import Job
+
+EXIT_CODES = {
+    0: "done",
+    1: "a bug in kvscope, or an error of no other kind",
+    2: "options, names, orders or a schedule that make no sense",
+    3: "a budget that cannot be met",
+    4: "weights that are missing, damaged or of another architecture",
+    5: "a file that is not a readable trace",
+    6: "a file that cannot be written, or exists",
+    7: "no terminal to draw on",
+    130: "stopped by Ctrl-C or SIGTERM",
+}
+
+_DEMO_PROMPT = "a red circle left of a blue square on a white background"
+_CANCELLED = 130
+
+Run = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One row of COMMANDS."""
+
+    run: Run
+    options: Callable[[argparse.ArgumentParser], None]
+    help: str
+    example: str
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the process's exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(arguments)
+    args.arguments = arguments
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        return COMMANDS[args.command].run(args)
+    except (KVScopeError, HeatKVError) as error:
+        narrate(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        narrate("stopped")
+        return _CANCELLED
+    except BrokenPipeError:
+        # The reader of our output has gone, as in `kvscope stats FILE | head`; closing stdout again would complain.
+        sys.stderr.close()
+        return 0
+
+
+def narrate(text: str) -> None:
+    """One line to stderr."""
+    print(f"kvscope: {text}", file=sys.stderr, flush=True)  # noqa: T201  # this is where narration is printed
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """Generate one image under a cache policy and record it."""
+    from kvscope.runner import run_job
+
+    job = job_of(args)
+    out = args.output or default_output(job.model, job.policy)
+    if args.open:
+        return _run_and_open(args, job, out)
+    _set_threads(args.threads)
+    _check_image(args)
+    made = run_job(job, out, overwrite=args.overwrite, narrate=narrate, progress=_progress())
+    if args.image is not None:
+        _write_image(args.image, made.image, overwrite=args.overwrite)
+    return _report(out, as_json=args.json) if made.trace_is_readable else OutputError.exit_code
+
+
+def open_command(args: argparse.Namespace) -> int:
+    """Open a trace, finished or still growing, on the screen."""
+    _need_terminal(f"use `kvscope stats {args.trace}` instead")
+    from kvscope.tui.app import run_app
+
+    return run_app(args.trace)
+
+
+def stats_command(args: argparse.Namespace) -> int:
+    """Print what a trace says, in numbers."""
+    return _report(args.trace, as_json=args.json)
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    """Plan a schedule; loads no model."""
+    from kvscope.plan import plan_job, summarize_plan
+    from kvscope.report import plan_text
+
+    job = job_of(args)
+    plan = plan_job(job)
+    summary = summarize_plan(plan, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
+    if args.output is not None:
+        plan.schedule.save(args.output, overwrite=args.overwrite)
+    if args.json:
+        _print_json(summary.to_json() | {"schedule": None if args.output is None else str(args.output)})
+    else:
+        _print(plan_text(summary))
+    if args.output is not None:
+        narrate(f"schedule written to {args.output}")
+    return 0
+
+
+def demo_command(args: argparse.Namespace) -> int:
+    """Record a HeatKV run of the bundled model and open it."""
+    from kvscope.demo import demo_job
+    from kvscope.runner import run_job
+
+    _set_threads(args.threads)
+    out = args.output or default_output("demo", "heatkv")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    run_job(demo_job(narrate), out, overwrite=args.overwrite, narrate=narrate, progress=_progress())
+    if args.json or not _has_terminal():
+        return _report(out, as_json=args.json)
+    from kvscope.tui.app import run_app
+
+    return run_app(out)
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that the options describe; what is not given is the model's own default."""
+    from heatkv.config import model_config
+    from kvscope.job import Job
+
+    config = model_config(args.model)
+    if args.schedule is not None and (args.orders is not None or args.budget is not None):
+        raise UsageError("--schedule says all that --orders and --budget would; give one or the other")
+    return Job(
+        prompt=getattr(args, "prompt", None) or _DEMO_PROMPT,
+        model=config.name,
+        policy=args.policy or ("full" if args.budget is None else "heatkv"),
+        seed=getattr(args, "seed", 0),
+        negative_prompt=getattr(args, "negative_prompt", None),
+        weights=_text(getattr(args, "weights", None)),
+        random_weights=getattr(args, "random_weights", False),
+        resolution=args.resolution,
+        aspect=args.aspect,
+        budget=args.budget,
+        orders=_text(args.orders),
+        schedule=_text(args.schedule),
+        sink_scales=args.sink_scales,
+        cfg=config.cfg if args.cfg is None else args.cfg,
+        tau=getattr(args, "tau", None) or config.tau,
+        dtype=args.dtype,
+        device=getattr(args, "device", "cpu"),
+        attention_mass=not getattr(args, "no_attention_mass", False),
+    )
+
+
+def default_output(model: str, policy: str) -> Path:
+    """A new trace's name in the current folder."""
+    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}.h5")
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="infinity-tiny", metavar="M", help="model to run (default: %(default)s)")
+    add("--resolution", metavar="R", help="0.06M, 0.25M, 0.60M or 1M (default: 1M, or the model's only one)")
+    add(
+        "--aspect",
+        type=float,
+        default=1.0,
+        metavar="A",
+        help="height / width, to the nearest template (default: 1.0)",
+    )
+    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
+    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
+    add("--orders", type=Path, metavar="FILE", help="head orders, least needed first, for policy heatkv")
+    add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
+    add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
+    add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
+    add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    _plan_options(parser)
+    add = parser.add_argument
+    add("--prompt", metavar="TEXT", help=f"what to draw (default: {_DEMO_PROMPT!r})")
+    add("--negative-prompt", metavar="TEXT", help="text of the unconditional row (default: the learned one)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
+    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
+    add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
+    add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--no-attention-mass", action="store_true", help="do not measure attention (faster)")
+    add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
+    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
+    add("--open", action="store_true", help="watch the run on the screen while it is recorded")
+
+
+def _plan_command_options(parser: argparse.ArgumentParser) -> None:
+    _plan_options(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
+
+
+def _trace_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, help="a trace file (.h5)")
+
+
+def _stats_options(parser: argparse.ArgumentParser) -> None:
+    _trace_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def _demo_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--json", action="store_true", help="print the summary as JSON; open no screen")
+
+
+COMMANDS: dict[str, Command] = {
+    "demo": Command(
+        demo_command, _demo_options, "record a HeatKV run of the bundled model and open it", "kvscope demo"
+    ),
+    "run": Command(
+        run_command,
+        _run_options,
+        "generate one image under a cache policy and record it",
+        "kvscope run --model infinity-2b --weights DIR --resolution 0.06M --orders 2b.json --budget 0.1 -o run.h5",
+    ),
+    "open": Command(open_command, _trace_options, "open a trace, finished or still growing", "kvscope open run.h5"),
+    "stats": Command(stats_command, _stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
+    "plan": Command(
+        plan_command,
+        _plan_command_options,
+        "plan a schedule without running it",
+        "kvscope plan --model infinity-2b --resolution 1M --orders 2b.json --budget 0.1 -o schedule.json",
+    ),
+}
+"""Every command by name."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"kvscope: error: {message}; see `{self.prog} --help`\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    codes = "\n".join(f"  {code:<4} {meaning}" for code, meaning in EXIT_CODES.items())
+    parser = _Parser(
+        prog="kvscope",
+        description="See, record and tune the KV cache of visual autoregressive models.",
+        epilog=f"exit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    for name, command in COMMANDS.items():
+        one = commands.add_parser(
+            name,
+            help=command.help,
+            description=f"{command.help[0].upper()}{command.help[1:]}.",
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.options(one)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        import kvscope
+
+        parser.exit(0, f"kvscope {kvscope.__version__}\n")
+
+
+def _report(trace_path: Path, *, as_json: bool) -> int:
+    from kvscope.analysis import summarize
+    from kvscope.report import summary_text
+    from kvscope.trace import Trace
+
+    with Trace.open(trace_path) as trace:
+        summary = summarize(trace)
+    if as_json:
+        _print_json(summary.to_json())
+    else:
+        _print(summary_text(summary))
+    return 0
+
+
+def _run_and_open(args: argparse.Namespace, job: Job, out: Path) -> int:
+    from kvscope.live import run_and_open
+    from kvscope.plan import plan_job
+    from kvscope.tui.app import run_app
+    from kvscope.writer import check_output
+
+    _need_terminal("run without --open")
+    if args.json:
+        raise UsageError("--open draws on the terminal and --json prints on it; give one or the other")
+    # What can be refused is refused here, where it is seen, before a second process starts.
+    plan_job(job)
+    check_output(out, overwrite=args.overwrite)
+    if args.overwrite:
+        out.unlink(missing_ok=True)
+    arguments = [argument for argument in args.arguments if argument != "--open"]
+    if args.output is None:
+        arguments += ["--output", str(out)]
+    return run_and_open(arguments, out, narrate=narrate, show=run_app)
+
+
+def _check_image(args: argparse.Namespace) -> None:
+    if args.image is not None and args.image.exists() and not args.overwrite:
+        raise OutputError(f"{args.image}: exists; choose another name, or use --overwrite")
+
+
+def _write_image(path: Path, rgb: NDArray[np.uint8], *, overwrite: bool) -> None:
+    from heatkv.files import write_new
+    from kvscope.png import png_bytes
+
+    narrate(f"picture written to {write_new(path, png_bytes(rgb), overwrite=overwrite)}")
+
+
+def _progress() -> Any:  # Any: a probe; its type lives above what --help may import
+    from kvscope.progress import ProgressProbe
+
+    return ProgressProbe()
+
+
+def _set_threads(threads: int | None) -> None:
+    if threads is None:
+        return
+    if threads < 1:
+        raise UsageError(f"--threads {threads}; expected 1 or more")
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def _need_terminal(way_out: str) -> None:
+    if not _has_terminal():
+        raise NoTerminalError(f"there is no terminal to draw on; {way_out}")
+
+
+def _stop(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _print(text: str) -> None:
+    print(text)  # noqa: T201  # stdout is data
+
+
+def _print_json(record: dict[str, Any]) -> None:  # Any: a JSON object
+    _print(json.dumps(record, indent=2, allow_nan=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""From a Job to its schedule, and what that schedule comes to in tokens and bytes. No model is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from heatkv.config import ModelConfig, model_config
+from heatkv.orders import HeadOrders
+from heatkv.policies import load_policy
+from heatkv.scales import ScaleSchedule
+from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens, minimum_budget
+from kvscope.analysis import DENOMINATOR
+from kvscope.errors import UsageError
+from kvscope.job import Job
+
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a job comes down to before anything heavy is loaded."""
+
+    config: ModelConfig
+    scales: ScaleSchedule
+    schedule: PruningSchedule
+
+
+def plan_job(job: Job) -> Plan:
+    """The job's model, scales and schedule. Raises HeatKVError for what no run could do."""
+    config = model_config(job.model)
+    scales = config.schedule_for(job.resolution, aspect=job.aspect)
+    if job.schedule is not None:
+        schedule = PruningSchedule.load(Path(job.schedule))
+        schedule.validate(config, scales)
+        return Plan(config, scales, schedule)
+    policy = load_policy(job.policy)
+    if not policy.needs_orders:
+        return Plan(config, scales, policy().plan(config, scales, budget=job.budget, sink_scales=job.sink_scales))
+    if job.orders is None:
+        raise UsageError(f"policy {job.policy} needs head orders; give --orders FILE (kvscope calibrate makes one)")
+    orders = HeadOrders.load(Path(job.orders), config=config)
+    sinks = config.sink_scales if job.sink_scales is None else job.sink_scales
+    return Plan(config, scales, policy(orders=orders).plan(config, scales, budget=job.budget, sink_scales=sinks))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSummary:
+    """A plan in numbers. Every byte count is estimated: tokens × bytes per token for this dtype and these rows."""
+
+    model: str
+    resolution: str
+    aspect: float
+    policy: str
+    budget: float | None
+    denominator: str
+    minimum_budget: float
+    sink_scales: int
+    dtype: str
+    rows: int
+    history_tokens: int
+    budget_tokens: int | None
+    planned_peak_tokens: int
+    full_history_bytes: int
+    budget_bytes: int | None
+    planned_peak_bytes: int
+    peak_query_scale: int
+    peak_layer: int
+    head_scales: int
+    head_scales_dropped: int
+    schedule_sha256: str
+    provenance: dict[str, Any]  # Any: JSON values
+    tag: str = "estimated"
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        return asdict(self)
+
+
+def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> PlanSummary:
+    """The plan in tokens, and in bytes for `rows` batch rows (2 with guidance) of `dtype`."""
+    config, scales, schedule = plan.config, plan.scales, plan.schedule
+    bytes_per_token = config.kv_bytes_per_token(dtype_bytes=_DTYPE_BYTES[dtype], rows=rows)
+    held = schedule.tokens_held()
+    peak = int(held.argmax())
+    prunable = schedule.drop_step[:, :, schedule.sink_scales : scales.num_scales - 1]
+    tokens = None if schedule.budget is None else budget_tokens(schedule.budget, config, scales)
+    return PlanSummary(
+        model=config.name,
+        resolution=scales.resolution,
+        aspect=scales.aspect,
+        policy=schedule.policy,
+        budget=schedule.budget,
+        denominator=DENOMINATOR,
+        minimum_budget=minimum_budget(scales, schedule.sink_scales),
+        sink_scales=schedule.sink_scales,
+        dtype=dtype,
+        rows=rows,
+        history_tokens=full_history_tokens(config, scales),
+        budget_tokens=tokens,
+        planned_peak_tokens=int(held[peak]),
+        full_history_bytes=full_history_tokens(config, scales) * bytes_per_token,
+        budget_bytes=None if tokens is None else tokens * bytes_per_token,
+        planned_peak_bytes=int(held[peak]) * bytes_per_token,
+        peak_query_scale=peak // schedule.num_layers,
+        peak_layer=peak % schedule.num_layers,
+        head_scales=prunable.size,
+        head_scales_dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),
+        schedule_sha256=schedule.content_hash,
+        provenance=schedule.provenance,
+    )

@@ -1,0 +1,113 @@
+"""Summaries as plain text for stdout. Numbers come from `analysis` and `plan`, their wording from `units`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kvscope.units import bytes_text, fraction_text, seconds_text, tokens_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from kvscope.analysis import StepPlace, Summary
+    from kvscope.plan import PlanSummary
+
+
+def summary_text(summary: Summary) -> str:
+    """A trace in about twenty lines; every number says how it came to be."""
+    tag = summary.tags["storage_peak_bytes"]
+    lines = [
+        f"{summary.trace}: {summary.status}, {summary.scales_done} of {summary.num_scales} scales"
+        + (f" ({summary.message})" if summary.message else ""),
+        f"{summary.model} {summary.resolution}, policy {summary.policy}, {summary.dtype} on {summary.device}, "
+        f"{summary.rows} rows, {seconds_text(summary.seconds)} in layers",
+        "",
+        *_table(
+            [
+                ("full history", bytes_text(summary.full_history_bytes), "100 %", "defined"),
+                ("budget", bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget), "defined"),
+                ("accounted peak", bytes_text(summary.accounted_peak_bytes), _percent(summary.accounted_peak_fraction),
+                 f"{tag}{_at(summary.accounted_peak_step)}"),
+                ("stored peak", bytes_text(summary.storage_peak_bytes), _percent(summary.storage_peak_fraction),
+                 f"{tag}{_at(summary.storage_peak_step)}"),
+            ]
+        ),
+        f"  100 % = {summary.denominator}: {tokens_text(summary.denominator_tokens)}",
+        "",
+        *_table(
+            [("scale", "grid", "tokens", "seconds", "accounted", "stored")]
+            + [
+                (str(scale.scale), f"{scale.height}x{scale.width}", str(scale.tokens), seconds_text(scale.seconds),
+                 bytes_text(scale.accounted_bytes), bytes_text(scale.storage_bytes))
+                for scale in summary.scales
+            ]
+        ),
+        "",
+        *_machine_lines(summary),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def plan_text(summary: PlanSummary) -> str:
+    """A plan in a few lines."""
+    dropped = f"{summary.head_scales_dropped} of {summary.head_scales} prunable head-scales leave before the end"
+    return "\n".join(
+        [
+            f"{summary.model} {summary.resolution} aspect {summary.aspect:g}, policy {summary.policy}, "
+            f"{summary.sink_scales} sink scales, {summary.dtype}, {summary.rows} rows",
+            "",
+            *_table(
+                [
+                    ("full history", tokens_text(summary.history_tokens),
+                     bytes_text(summary.full_history_bytes), "100 %"),
+                    ("budget", tokens_text(summary.budget_tokens, absent="none"),
+                     bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget)),
+                    ("planned peak", tokens_text(summary.planned_peak_tokens), bytes_text(summary.planned_peak_bytes),
+                     _percent(summary.planned_peak_tokens / summary.history_tokens)),
+                ]
+            ),
+            f"  100 % = {summary.denominator}; bytes are {summary.tag}: tokens × bytes per token",
+            f"  peak after scale {summary.peak_query_scale}, layer {summary.peak_layer}; {dropped}",
+            f"  least feasible budget: {fraction_text(summary.minimum_budget)} (the sink scales)",
+            f"  schedule {summary.schedule_sha256[:12]}",
+        ]
+    )  # fmt: skip
+
+
+def _machine_lines(summary: Summary) -> Iterable[str]:
+    if summary.recorder is not None:
+        cost = summary.recorder
+        previews = f", previews {seconds_text(cost.preview_seconds)} of it" if cost.preview_seconds else ""
+        yield (
+            f"recorder: {seconds_text(cost.run_seconds)} of the run ({fraction_text(cost.run_fraction)}){previews}; "
+            f"file {bytes_text(cost.file_bytes)}; {cost.dropped_rows} samples dropped"
+        )
+    if summary.gpu_unavailable is not None:
+        yield f"GPU: {summary.gpu_unavailable}"
+    else:
+        yield f"GPU memory in use, peak: {bytes_text(summary.gpu_used_peak_bytes)} (NVML, whole device)"
+    if summary.process_rss_peak_bytes is not None:
+        yield f"process memory, peak of samples: {bytes_text(summary.process_rss_peak_bytes)}"
+    if summary.perturbed:
+        yield "measuring attention or making previews took time; the cache's bytes are not changed by it"
+
+
+def _at(place: StepPlace | None) -> str:
+    return "" if place is None else f", at scale {place.query_scale} layer {place.layer}"
+
+
+def _percent(fraction: float | None) -> str:
+    return fraction_text(fraction, absent="")
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows as aligned columns, two spaces apart and indented by two; the first column to the left."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  "
+        + "  ".join(
+            cell.ljust(width) if index in (0, len(widths) - 1) else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,189 @@
+"""run_job: from a Job to a trace. The only place in kvscope that reaches the model; torch is imported only inside.
+
+Everything that can be refused is refused before weights are loaded: names, orders, budget, output.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvscope.errors import UsageError
+from kvscope.job import Job
+from kvscope.nvml import GpuSampler
+from kvscope.plan import plan_job
+from kvscope.recorder import Preview, Recorder
+from kvscope.trace import Trace
+from kvscope.units import bytes_text, duration_text, seconds_text
+from kvscope.writer import check_output
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from heatkv.config import ModelConfig
+    from heatkv.generate import Sampling
+    from heatkv.pipeline import Pipeline
+    from heatkv.probe import Probe, RunStart, ScaleInfo, StepInfo
+
+Narrate = Callable[[str], None]
+
+_CHEAP_CHANNELS = 64
+"""VAEs of at most this base width decode in milliseconds on a CPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a run left."""
+
+    trace: Path
+    image: NDArray[np.uint8]
+    """RGB, [height, width, 3]."""
+    failed: str | None
+    """Why the trace ends early; None: it does not."""
+
+    @property
+    def trace_is_readable(self) -> bool:
+        return self.trace.exists()
+
+
+def run_job(
+    job: Job, out: Path, *, overwrite: bool = False, narrate: Narrate = lambda _: None, progress: Probe | None = None
+) -> Made:
+    """Run a job and record it.
+
+    Ctrl-C closes the trace as cancelled, any error closes it as failed; both are passed on. If the trace can no
+    longer be written the image is still made, and the reason is narrated.
+    """
+    check_output(out, overwrite=overwrite)
+    plan = plan_job(job)
+    forced = _parent_bits(job)
+    pipeline = load_pipeline(job, plan.config, narrate)
+    recorder = Recorder(
+        out, job, overwrite=overwrite, sampler=GpuSampler(), preview=_preview(pipeline), parent_run_id=forced.run_id
+    )
+    with recorder:
+        generation = pipeline.generate(
+            [job.prompt],
+            plan.scales,
+            negative_prompts=None if job.negative_prompt is None else [job.negative_prompt],
+            sampling=_sampling(job),
+            schedule=plan.schedule,
+            seed=job.seed,
+            forced_bits=forced.bits,
+            probe=_Listeners([recorder, _ScaleLog(recorder, pipeline.weights), *([progress] if progress else [])]),
+        )
+        assert generation.image is not None  # a pipeline always has a VAE
+        image = generation.image[0].cpu().numpy()
+        recorder.image_done(image)
+    if recorder.failed:
+        narrate(f"the image was made, but the trace ends early: {recorder.failed}")
+    return Made(out, image, recorder.failed)
+
+
+def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate) -> Pipeline:
+    """The job's model with its weights. Raises CheckpointError."""
+    # Deferred: torch takes more than a second to import, and viewers never need it.
+    from heatkv.pipeline import Pipeline, has_bundled_weights
+
+    begin = time.monotonic()
+    if job.random_weights:
+        narrate(f"{config.name} with random weights: true memory and time, an image without meaning")
+        pipeline = Pipeline.random(config, dtype=job.dtype, device=job.device)
+    elif job.weights is None and not has_bundled_weights(config):
+        raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
+    else:
+        weights = None if job.weights is None else Path(job.weights)
+        pipeline = Pipeline.load(config, weights, dtype=job.dtype, device=job.device)
+    narrate(f"{config.name} ready in {seconds_text(time.monotonic() - begin)} ({job.dtype} on {job.device})")
+    return pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class _Parent:
+    run_id: str | None = None
+    bits: list[Tensor] | None = None
+    """Per scale, [1, tokens, bits]; None: the run is free."""
+
+
+def _parent_bits(job: Job) -> _Parent:
+    if job.parent is None:
+        return _Parent()
+    # Deferred: torch, as in load_pipeline.
+    import torch
+
+    with Trace.open(Path(job.parent)) as parent:
+        if job.mode == "free":
+            return _Parent(parent.header.run_id)
+        if parent.scales_done < parent.header.scales.num_scales:
+            raise UsageError(f"{job.parent}: holds {parent.scales_done} scales; forcing bits needs a finished run")
+        bits = [torch.from_numpy(parent.bits(scale).copy())[None] for scale in range(parent.scales_done)]
+        return _Parent(parent.header.run_id, bits)
+
+
+def _sampling(job: Job) -> Sampling:
+    # Deferred: torch, as in load_pipeline.
+    from heatkv.generate import Sampling
+
+    return Sampling(cfg=job.cfg, tau=job.tau, top_k=job.top_k, top_p=job.top_p)
+
+
+def _preview(pipeline: Pipeline) -> Preview | None:
+    """Decodes the codes so far, or None where a picture after every scale would cost more than the run should bear."""
+    if pipeline.config.vae.base_channels > _CHEAP_CHANNELS and pipeline.device.type == "cpu":
+        return None
+    return lambda codes: pipeline.vae.decode_rgb(codes[:1])[0].cpu().numpy()
+
+
+class _Listeners:
+    """A Probe that tells several others."""
+
+    def __init__(self, probes: Sequence[Probe]) -> None:
+        self._probes = probes
+
+    @property
+    def wants_attention_mass(self) -> bool:
+        return any(probe.wants_attention_mass for probe in self._probes)
+
+    def run_started(self, start: RunStart) -> None:
+        for probe in self._probes:
+            probe.run_started(start)
+
+    def step_done(self, step: StepInfo) -> None:
+        for probe in self._probes:
+            probe.step_done(step)
+
+    def scale_done(self, scale: ScaleInfo) -> None:
+        for probe in self._probes:
+            probe.scale_done(scale)
+
+
+class _ScaleLog:
+    """A Probe that writes the trace's log: one line per scale, in words."""
+
+    wants_attention_mass = False
+
+    def __init__(self, recorder: Recorder, weights: str) -> None:
+        self._recorder = recorder
+        self._weights = weights
+        self._evicted = 0
+        self._begin_ns: int | None = None
+        self._stored = 0
+
+    def run_started(self, start: RunStart) -> None:
+        self._recorder.log("info", f"weights: {self._weights}; {start.dtype} on {start.device}, {start.rows} rows")
+
+    def step_done(self, step: StepInfo) -> None:
+        self._begin_ns = self._begin_ns or step.begin_ns
+        self._evicted += step.evicted_tokens
+        self._stored = step.storage_bytes
+
+    def scale_done(self, scale: ScaleInfo) -> None:
+        taken = duration_text(time.monotonic_ns() - (self._begin_ns or 0))
+        evicted = f"{self._evicted} head-tokens evicted, {bytes_text(self._stored)} stored"
+        self._recorder.log("info", f"scale {scale.query_scale} done in {taken}: {evicted}")
+        self._evicted, self._begin_ns = 0, None

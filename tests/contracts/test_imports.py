@@ -1,0 +1,42 @@
+"""What each part may load, measured in fresh interpreters: the run-time twin of the import contracts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "textual", "h5py", "numpy", "pynvml", "transformers")
+
+ALLOWED = {
+    "import heatkv": (),
+    "import kvscope": (),
+    "import heatkv.errors, heatkv.config, heatkv.scales, heatkv.probe": (),
+    "import heatkv.schedule, heatkv.orders, heatkv.scas, heatkv.policies.full, heatkv.policies.heatkv": ("numpy",),
+    "import kvscope.errors, kvscope.units, kvscope.job, kvscope.cli": (),
+    "import kvscope.plan, kvscope.report, kvscope.png": ("numpy",),
+    "import kvscope.trace, kvscope.recorder, kvscope.analysis": ("numpy", "h5py"),
+    "import kvscope.runner, kvscope.demo, kvscope.progress, kvscope.live": ("numpy", "h5py", "pynvml"),
+    "import kvscope.tui.app": ("numpy", "h5py", "textual"),
+    "from kvscope.cli import main; main(['plan', '--model', 'infinity-2b', '--resolution', '1M'])": ("numpy",),
+}
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The heavy packages in sys.modules after a statement, in an interpreter of its own."""
+    code = f"{statement}\nimport sys\nprint('\\n' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("statement", ALLOWED)
+def test_a_module_loads_no_heavy_package_beyond_its_floor(statement: str) -> None:
+    assert loaded_by(statement) <= set(ALLOWED[statement])
+
+
+@pytest.mark.parametrize("option", ["--help", "--version", "run --help", "open --help"])
+def test_help_loads_neither_numpy_nor_textual_nor_torch(option: str) -> None:
+    statement = f"from kvscope.cli import main\ntry: main({option.split()!r})\nexcept SystemExit: pass"
+
+    assert loaded_by(statement) == set()
