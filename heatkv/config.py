@@ -5,7 +5,7 @@ Pure Python. A new size is a new row; nothing else in the code names a model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from heatkv.errors import UnknownNameError
@@ -84,7 +84,7 @@ class ModelConfig:
         """The scales of one image: by resolution and aspect, or the model's only schedule."""
         if not self.scales:
             return ScaleSchedule.named(resolution or "1M", aspect=aspect)
-        native = ScaleSchedule.custom(self.scales, rope_grid=self.rope_grid)
+        native = replace(ScaleSchedule.custom(self.scales, rope_grid=self.rope_grid), resolution="native")
         if resolution not in (None, "native"):
             raise UnknownNameError(f"resolution of {self.name}", resolution, ["native"])
         return native

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 _BAR_WIDTH = 24
 _REDRAW_S = 0.1
+_TELLING_SHARE = 0.02
+"""Below this share done, what start-up cost would make the rest look far too long."""
 
 
 class ProgressProbe:
@@ -67,8 +69,8 @@ class ProgressProbe:
         share = done / sum(self._scale_work)
         elapsed = now - self._begin
         bar = "#" * round(_BAR_WIDTH * share)
-        left = elapsed * (1 - share) / share
+        left = f", about {seconds_text(elapsed * (1 - share) / share)} left" if share >= _TELLING_SHARE else ""
         return (
             f"scale {query_scale + 1:>2}/{len(self._scale_work)}  layer {layers_done:>2}/{self._num_layers}  "
-            f"[{bar:<{_BAR_WIDTH}}] {share:4.0%}  {seconds_text(elapsed)} gone, about {seconds_text(left)} left"
+            f"[{bar:<{_BAR_WIDTH}}] {share:4.0%}  {seconds_text(elapsed)} gone{left}"
         )
