@@ -40,6 +40,11 @@ def _orders(config: ModelConfig, num_sources: int, *, first_source: int = 3, see
     return HeadOrders(slots.reshape(-1, num_slots), first_source, config.num_layers, config.num_heads)
 
 
+def _load(path: Path) -> dict[str, Any]:  # Any: arrays of several types
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
 @cache
 def _bench() -> Any:  # Any: a module loaded from its path
     path = Path(__file__).parents[1] / "benchmarks" / "bench_planner.py"
@@ -69,7 +74,7 @@ class Reference:
 
 @pytest.fixture(scope="module")
 def reference(golden: Path) -> Reference:
-    arrays = np.load(golden / "heatkv_2b_schedules.npz")
+    arrays = _load(golden / "heatkv_2b_schedules.npz")
     shape = tuple(arrays["mask_shape"])
 
     def mask(name: str) -> NDArray[np.bool_]:
@@ -133,7 +138,7 @@ class TestReference:
 
 
 def test_infeasible_budgets_name_the_reference_minimum(golden: Path) -> None:
-    arrays = np.load(golden / "heatkv_2b_schedules.npz")
+    arrays = _load(golden / "heatkv_2b_schedules.npz")
     policy = HeatKVPolicy(_orders(TWO_B, 9))
 
     for budget, message in zip(arrays["infeasible_budgets"], arrays["infeasible_messages"], strict=True):

@@ -47,7 +47,8 @@ def _npy() -> bytes:
 class TestScores:
     @pytest.mark.parametrize("sinks", [0, 1, 2])
     def test_scores_and_orders_equal_the_reference(self, golden: Path, sinks: int) -> None:
-        reference = np.load(golden / "scas_small.npz")
+        with np.load(golden / "scas_small.npz") as arrays:
+            reference = dict(arrays)
         num_layers, num_heads, num_prompts = reference["shape_LHP"]
         tokens = reference["scale_hw"].prod(axis=1)
         ends = np.cumsum(tokens)
