@@ -287,6 +287,7 @@ def initialise(model: nn.Module, *, seed: int) -> None:
     matter; norms are 1, biases 0, attention scales the official start (ln 4).
     """
     block = torch.randn(_BLOCK + _SHIFTS, generator=torch.Generator().manual_seed(seed)) * 0.02
+    blocks = {dtype: block.to(dtype) for dtype in {tensor.dtype for tensor in model.state_dict().values()}}
     with torch.no_grad():
         for index, (name, tensor) in enumerate([*model.named_parameters(), *model.named_buffers()]):
             if name.endswith("log_scale"):
@@ -297,7 +298,7 @@ def initialise(model: nn.Module, *, seed: int) -> None:
                 tensor.zero_()
             else:
                 # Another start in the block for each tensor, so that no two layers are equal.
-                _repeat(tensor, block[7919 * index % _SHIFTS :][:_BLOCK])
+                _repeat(tensor, blocks[tensor.dtype][7919 * index % _SHIFTS :][:_BLOCK])
 
 
 def _repeat(tensor: Tensor, numbers: Tensor) -> None:
