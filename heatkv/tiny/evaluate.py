@@ -1,0 +1,156 @@
+"""Measures infinity-tiny: `python -m heatkv.tiny.evaluate gates`, and `… policies --orders FILE` for the policy table.
+
+The gates are what weights must pass before they are committed. Figures go to stdout as JSON lines; held-out captions
+only, so nothing measured here was seen in training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heatkv.generate import Sampling
+from heatkv.orders import HeadOrders
+from heatkv.pipeline import DTYPES, Pipeline
+from heatkv.probe import NullProbe, StepInfo
+from heatkv.tiny.compare import compare, reference_runs
+from heatkv.tiny.scenes import Scene, held_out_scenes, render
+from heatkv.tiny.stages import CONFIG, alignment_scores, batched, to_tensor
+from heatkv.vae import ResidualCodes
+
+_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One figure and the least it must be."""
+
+    name: str
+    least: float
+    figure: float
+    prompts: int
+
+    @property
+    def holds(self) -> bool:
+        return self.figure >= self.least
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        figures = {"least": self.least, "figure": round(self.figure, 4), "prompts": self.prompts}
+        return {"gate": self.name, "holds": self.holds, **figures}
+
+
+def gates(pipeline: Pipeline, scenes: tuple[Scene, ...], *, sampling: Sampling, seed: int = 0) -> Iterator[Gate]:
+    """Every gate in turn: detector, VAE, generated images, attention."""
+    count, rng = len(scenes), np.random.default_rng(seed)
+    pictures = np.stack([render(scene, rng) for scene in scenes])
+    drawn = alignment_scores(pictures, scenes)
+    rebuilt = alignment_scores(reconstruct(pipeline, pictures), scenes)
+    made = alignment_scores(generate_pictures(pipeline, scenes, sampling=sampling, seed=seed), scenes)
+    for what, scores, least in (
+        ("detector on renders", drawn, {"colour": 0.99, "shape": 0.95}),
+        ("vae reconstruction", rebuilt, {"colour": 0.98, "shape": 0.90}),
+        ("generated", made, {"colour": 0.90, "shape": 0.85, "position": 0.85, "background": 0.0, "all_right": 0.0}),
+    ):
+        for part, bound in least.items():
+            yield Gate(f"{what}: {part}", bound, scores[part], count)
+    yield Gate("attention: distance from uniform", 0.15, float(np.mean(uniform_distance(pipeline, scenes[:64]))), 64)
+
+
+def reconstruct(pipeline: Pipeline, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures through the VAE and its bits, and back."""
+    codes = ResidualCodes.of(CONFIG, CONFIG.schedule_for())
+    made = []
+    with torch.inference_mode():
+        for begin in range(0, len(pictures), _BATCH):
+            images = to_tensor(list(pictures[begin : begin + _BATCH])).to(pipeline.vae.decoder.conv_in.weight.dtype)
+            _, quantised = codes.quantise(pipeline.vae.encode(images).float())
+            made.append(pipeline.vae.decode_rgb(quantised).numpy())
+    return np.concatenate(made)
+
+
+def generate_pictures(
+    pipeline: Pipeline, scenes: Sequence[Scene], *, sampling: Sampling, seed: int
+) -> NDArray[np.uint8]:
+    """One full-cache picture per scene."""
+    made = []
+    for index, part in enumerate(batched(scenes, _BATCH)):
+        done = pipeline.generate([scene.caption for scene in part], sampling=sampling, seed=seed + index)
+        assert done.image is not None
+        made.append(done.image.numpy())
+    return np.concatenate(made)
+
+
+def uniform_distance(pipeline: Pipeline, scenes: Sequence[Scene], *, seed: int = 0) -> NDArray[np.float64]:
+    """How far each head's attention at the last scale is from uniform over all tokens: [layer, head], 0 to 1.
+
+    Total variation between the mass per source scale and the scale's share of the visible tokens.
+    """
+    listener = _LastScaleMass()
+    pipeline.generate([scene.caption for scene in scenes], seed=seed, probe=listener)
+    tokens = np.array(CONFIG.schedule_for().tokens)
+    mass = np.stack(listener.masses)
+    return np.asarray(0.5 * np.abs(mass - tokens / tokens.sum()).sum(-1))
+
+
+class _LastScaleMass(NullProbe):
+    wants_attention_mass = True
+
+    def __init__(self) -> None:
+        self.masses: list[NDArray[np.float64]] = []
+        """Per layer, [head, source_scale]."""
+
+    def step_done(self, step: StepInfo) -> None:
+        if step.query_scale == len(CONFIG.scales) - 1:
+            assert step.attention_mass is not None
+            self.masses.append(step.attention_mass.double().numpy())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    pipeline = Pipeline.load(CONFIG, options.weights, dtype=options.dtype)
+    scenes = held_out_scenes(options.prompts, seed=options.seed)
+    if options.what == "gates":
+        measured = []
+        for gate in gates(pipeline, scenes, sampling=Sampling(cfg=options.cfg or CONFIG.cfg), seed=options.seed):
+            measured.append(gate.holds)
+            _write(gate.to_json())
+        return 0 if all(measured) else 1
+    orders = HeadOrders.load(options.orders, config=CONFIG)
+    batches = reference_runs(pipeline, scenes, seed=options.seed)
+    for row in compare(pipeline, batches, orders, budgets=options.budgets, num_random=options.random):
+        _write(row.to_json())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m heatkv.tiny.evaluate", description="Measure infinity-tiny.")
+    parser.add_argument("what", choices=["gates", "policies"])
+    parser.add_argument("--weights", type=Path, help="weights folder (default: the bundled one)")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="default: bfloat16")
+    parser.add_argument("--prompts", type=int, default=None, help="held-out prompts (default: all)")
+    parser.add_argument("--cfg", type=float, default=None, help="guidance of the gates (default: the model's)")
+    parser.add_argument("--orders", type=Path, help="head orders of a calibration, for `policies`")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05], help="fractions kept")
+    parser.add_argument("--random", type=int, default=5, help="random rankings (default: 5)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of prompts and bits (default: 0)")
+    return parser
+
+
+def _write(record: dict[str, Any]) -> None:  # Any: a JSON object
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
