@@ -1,0 +1,50 @@
+"""Every error that kvscope raises for a user's or a file's fault, and the exit code each gives the CLI.
+
+KVScopeError                1
+├── UsageError              2   options, or a job, that make no sense
+├── TraceError              5   a trace that cannot be read
+│   ├── TraceFormatError    5   not a trace, or a damaged one
+│   └── TraceVersionError   5   a trace of a format that this version does not read
+├── OutputError             6   a file that cannot be written, or would be overwritten
+└── NoTerminalError         7   screens were asked for where there is no terminal
+"""
+
+from __future__ import annotations
+
+
+class KVScopeError(Exception):
+    """Base of all errors here; its text is one line that tells the way out."""
+
+    exit_code = 1
+
+
+class UsageError(KVScopeError):
+    """Options, or a job, that make no sense."""
+
+    exit_code = 2
+
+
+class TraceError(KVScopeError):
+    """A trace that cannot be read."""
+
+    exit_code = 5
+
+
+class TraceFormatError(TraceError):
+    """A file that is not a trace, or is a damaged one."""
+
+
+class TraceVersionError(TraceError):
+    """A trace of a format version that this kvscope does not read."""
+
+
+class OutputError(KVScopeError):
+    """A file that cannot be written, or that exists and would be overwritten."""
+
+    exit_code = 6
+
+
+class NoTerminalError(KVScopeError):
+    """Screens were asked for where there is no terminal."""
+
+    exit_code = 7

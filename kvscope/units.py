@@ -1,0 +1,61 @@
+"""Text from numbers: the only place where bytes, times, fractions and tokens become words.
+
+Every function takes None or NaN for a value that was not measured, and then gives `absent`.
+"""
+
+from __future__ import annotations
+
+import math
+
+NOT_MEASURED = "not measured"
+
+_BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_SHORT_TIMES = ((1_000, 1, "ns"), (1_000_000, 1_000, "µs"), (1_000_000_000, 1_000_000, "ms"), (60e9, 1e9, "s"))
+
+
+def bytes_text(num_bytes: float | None, *, absent: str = NOT_MEASURED) -> str:
+    """Bytes in binary units, three digits or more: `512 B`, `1.50 KiB`, `3.14 GiB`."""
+    if num_bytes is None or math.isnan(num_bytes):
+        return absent
+    value, unit = float(num_bytes), 0
+    # 1023.5, not 1024: what would print as 1024 belongs to the next unit.
+    while abs(value) >= 1023.5 and unit < len(_BYTE_UNITS) - 1:
+        value, unit = value / 1024, unit + 1
+    return f"{value:.0f} B" if unit == 0 else f"{_three_digits(value)} {_BYTE_UNITS[unit]}"
+
+
+def duration_text(duration_ns: float | None, *, absent: str = NOT_MEASURED) -> str:
+    """Nanoseconds as `850 ns`, `1.25 µs`, `12.3 ms`, `4.56 s` or `3 min 05 s`."""
+    if duration_ns is None or math.isnan(duration_ns):
+        return absent
+    for below, divisor, unit in _SHORT_TIMES:
+        # 0.9995: what would round up to the next unit's 1.00 is printed there.
+        if abs(duration_ns) < below * 0.9995:
+            return f"{duration_ns:.0f} ns" if unit == "ns" else f"{_three_digits(duration_ns / divisor)} {unit}"
+    minutes, seconds = divmod(round(duration_ns / 1e9), 60)
+    return f"{minutes} min {seconds:02d} s"
+
+
+def seconds_text(seconds: float | None, *, absent: str = NOT_MEASURED) -> str:
+    """Seconds, worded as `duration_text` words nanoseconds."""
+    return absent if seconds is None or math.isnan(seconds) else duration_text(seconds * 1e9)
+
+
+def fraction_text(fraction: float | None, *, absent: str = NOT_MEASURED) -> str:
+    """A fraction in percent: `10.0 %`, `0.123 %`, `100 %`."""
+    return absent if fraction is None or math.isnan(fraction) else f"{_three_digits(fraction * 100)} %"
+
+
+def tokens_text(tokens: int | None, *, absent: str = NOT_MEASURED) -> str:
+    """Tokens with thousands marked: `1 token`, `10,521 tokens`."""
+    if tokens is None or math.isnan(tokens):
+        return absent
+    return f"{tokens:,.0f} token" + ("" if tokens == 1 else "s")
+
+
+def _three_digits(value: float) -> str:
+    """Three significant digits, never rounded above the point: 0.123, 1.50, 12.3, 123, 1234."""
+    if value == 0:
+        return "0"
+    magnitude = math.floor(math.log10(abs(float(f"{value:.3g}"))))
+    return f"{value:.{min(max(2 - magnitude, 0), 6)}f}"
