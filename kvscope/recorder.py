@@ -1,0 +1,366 @@
+"""Recorder: the Probe that writes a trace. Listens in the run's thread, writes in one of its own.
+
+The run hands over arrays and goes on; it waits only if the writer is far behind, and never long. If the file can no
+longer be written the run goes on without it: the trace ends at its last commit, and `failed` says why. Only GPU
+samples may be dropped, and they are counted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from kvscope import rows
+from kvscope.format import FORMAT, LEVELS, TABLES, VERSION, Status
+from kvscope.liveness import HEARTBEAT_S
+from kvscope.schema import schema_text
+from kvscope.writer import NoRoomError, TraceWriter, check_output, reason_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.probe import RunStart, ScaleInfo, StepInfo
+    from kvscope.job import Job
+    from kvscope.nvml import GpuSampler
+
+Preview = Callable[[Any], "NDArray[np.uint8]"]  # Any: a torch tensor of codes, which this file need not know
+Ending = Literal["done", "failed", "cancelled"]
+
+QUEUE_SLOTS = 64
+"""Messages that may wait for the writer; a run has one per scale, and a few."""
+
+MAX_WAIT_S = 5.0
+"""The longest that a full queue may hold up the run, once: then recording is given up."""
+
+CLOSE_WAIT_S = 60.0
+"""The longest that `finish` waits for the writer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Scale:
+    """One finished scale, in host memory."""
+
+    steps: NDArray[np.void]
+    arrays: dict[str, NDArray[np.generic]]
+    bits: NDArray[np.uint8]
+    memory: NDArray[np.void]
+
+
+@dataclass(frozen=True, slots=True)
+class _Image:
+    rgb: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class _LogLine:
+    t_ns: int
+    level: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    status: Status
+    message: str
+
+
+_Message = _Scale | _Image | _LogLine | _End
+
+
+class Recorder:
+    """Writes one run to one trace file. Use it as a context manager, or call `finish`.
+
+    Leaving the context on an exception ends the trace as failed, on Ctrl-C as cancelled, and passes the exception on.
+    Raises OutputError at once if the path cannot be written, or exists and `overwrite` is not set; the file appears
+    when the run starts. A sampler is started and stopped by the recorder.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        job: Job,
+        *,
+        overwrite: bool = False,
+        sampler: GpuSampler | None = None,
+        preview: Preview | None = None,
+        parent_run_id: str | None = None,
+        control_socket: str | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.job = job
+        self.run_id = uuid.uuid4().hex
+        self.failed: str | None = None
+        """Why recording stopped before the run's end; None: it did not."""
+        check_output(self.path, overwrite=overwrite)
+        self._overwrite = overwrite
+        self._sampler = sampler
+        self._preview = preview
+        self._links = {"parent_run_id": parent_run_id, "control_socket": control_socket}
+        self._start: RunStart | None = None
+        self._steps: list[StepInfo] = []
+        self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
+        self._thread: threading.Thread | None = None
+        self._created = threading.Event()
+        self._error: Exception | None = None
+        self._cost = _Cost()
+
+    @property
+    def wants_attention_mass(self) -> bool:
+        return self.job.attention_mass
+
+    def run_started(self, start: RunStart) -> None:
+        """Create the file. Raises OutputError if that is not possible."""
+        self._start = start
+        if self._sampler is not None:
+            self._sampler.start()
+        self._thread = threading.Thread(target=self._write_all, name="kvscope-recorder", daemon=True)
+        self._thread.start()
+        self._created.wait()
+        if self._error is not None:
+            self._stop_sampler()
+            raise self._error
+
+    def step_done(self, step: StepInfo) -> None:
+        """Keep what a step says until its scale is done. Touches no tensor."""
+        self._steps.append(step)
+
+    def scale_done(self, scale: ScaleInfo) -> None:
+        """Hand the finished scale to the writer; device tensors are read here, once per scale."""
+        begin_ns = time.monotonic_ns()
+        steps, self._steps = self._steps, []
+        if self.failed is None and steps:
+            self._send(self._host_arrays(steps, scale))
+        self._cost.add(run_ns=time.monotonic_ns() - begin_ns)
+
+    def image_done(self, rgb: NDArray[np.uint8]) -> None:
+        """Record the final picture, uint8 [height, width, 3]."""
+        begin_ns = time.monotonic_ns()
+        self._send(_Image(np.array(rgb, dtype=np.uint8)))
+        self._cost.add(run_ns=time.monotonic_ns() - begin_ns)
+
+    def log(self, level: str, text: str) -> None:
+        """Record a line, at level `info`, `warning` or `error`."""
+        self._send(_LogLine(time.monotonic_ns(), LEVELS.index(level), text))
+
+    def finish(self, status: Ending = "done", message: str = "") -> str | None:
+        """End the trace and close the file; later calls do nothing. Returns `failed`.
+
+        A scale that is not done is not recorded.
+        """
+        if self._thread is not None and self._thread.is_alive():
+            self._send(_End(Status[status.upper()], message))
+            self._thread.join(CLOSE_WAIT_S)
+            if self._thread.is_alive():
+                self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
+        self._stop_sampler()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+        return self.failed
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif isinstance(error, KeyboardInterrupt):
+            self.finish("cancelled", "stopped by the user")
+        else:
+            self.finish("failed", f"{type(error).__name__}: {error}")
+
+    # In the run's thread.
+
+    def _send(self, message: _Message) -> None:
+        if self.failed is not None or self._thread is None:
+            return
+        try:
+            self._queue.put(message, timeout=MAX_WAIT_S)
+        except queue.Full:
+            self.failed = f"the file took no data for {MAX_WAIT_S:.0f} s; recording was given up"
+
+    def _host_arrays(self, steps: list[StepInfo], scale: ScaleInfo) -> _Scale:
+        assert self._start is not None  # run_started comes first
+        arrays: dict[str, NDArray[np.generic]] = {
+            "kept_tokens": np.stack([step.kept_tokens for step in steps]),
+            "read_tokens": np.stack([step.read_tokens for step in steps]),
+        }
+        if any(step.attention_mass is not None for step in steps):
+            arrays["attention_mass"] = rows.mass_array(steps)
+        if self._preview is not None:
+            begin_ns = time.monotonic_ns()
+            arrays["preview"] = self._preview(scale.codes)
+            self._cost.add(preview_ns=time.monotonic_ns() - begin_ns)
+        memory = rows.memory_row(time.monotonic_ns(), self._start.device)
+        return _Scale(rows.step_rows(steps), arrays, rows.on_host(scale.bits), memory)
+
+    def _stop_sampler(self) -> None:
+        if self._sampler is not None:
+            self._sampler.stop()
+
+    # In the writer's thread: the only one that touches the file.
+
+    def _write_all(self) -> None:
+        try:
+            writer = self._create()
+        except Exception as error:  # handed to run_started, which raises it
+            self._error = error
+            return
+        finally:
+            self._created.set()
+        try:
+            while self._write_batch(writer):
+                pass
+            writer.close()
+        except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's for a flush that failed
+            self._give_up(writer, error)
+        except Exception as error:  # a bug: finish raises it in the run's thread
+            self.failed, self._error = f"the recorder broke ({error!r})", error
+            writer.abandon()
+
+    def _give_up(self, writer: TraceWriter, error: OSError | RuntimeError) -> None:
+        reason = f"recording stopped ({reason_text(error)}), the run went on"
+        self.failed = f"{self.path}: {reason}"
+        if isinstance(error, NoRoomError):
+            with contextlib.suppress(OSError, RuntimeError):
+                writer.end_early(reason)
+                return
+        writer.abandon()
+
+    def _create(self) -> TraceWriter:
+        start = self._start
+        assert start is not None  # set before the thread starts
+        lengths = {
+            "layer": start.num_layers,
+            "head": start.num_heads,
+            "source_scale": start.scales.num_scales,
+            "bit": start.bits_per_token,
+            "rgb": 3,
+        }
+        sizes = np.array(start.scales.sizes)
+        fixed = {"scale_height": sizes[:, 0], "scale_width": sizes[:, 1], "drop_step": start.schedule.drop_step}
+        writer = TraceWriter.create(self.path, self._header(start), lengths, fixed, overwrite=self._overwrite)
+        writer.append_rows("allocator", rows.memory_row(time.monotonic_ns(), start.device))
+        return writer
+
+    def _header(self, start: RunStart) -> dict[str, str | int]:
+        schedule = start.schedule.to_json()
+        del schedule["drop_step"]
+        sampled = _gpu_facts(self._sampler)
+        texts = {key: text for key, text in (*self._links.items(), *sampled.items()) if text is not None}
+        return {
+            "format": FORMAT,
+            "format_version": ".".join(map(str, VERSION)),
+            "Conventions": "CF-1.11",
+            "schema": schema_text(),
+            "run_id": self.run_id,
+            "created_ns": time.time_ns(),
+            "created_monotonic_ns": time.monotonic_ns(),
+            "pid": os.getpid(),
+            "job": json.dumps(self.job.to_json()),
+            "model": start.model,
+            "scales": json.dumps(start.scales.to_json()),
+            "schedule": json.dumps(schedule),
+            "num_layers": start.num_layers,
+            "num_heads": start.num_heads,
+            "head_dim": start.head_dim,
+            "rows": start.rows,
+            "dtype": start.dtype,
+            "dtype_bytes": start.dtype_bytes,
+            "bits_per_token": start.bits_per_token,
+            "device": start.device,
+            "versions": json.dumps(rows.versions()),
+            "perturbed": int(self.job.attention_mass or self._preview is not None),
+            **texts,
+        }
+
+    def _write_batch(self, writer: TraceWriter) -> bool:
+        """Write what waits, or after a quiet moment only samples; False after the end."""
+        messages = self._waiting()
+        begin_ns = time.monotonic_ns()
+        for message in messages:
+            self._write(writer, message)
+        if self._sampler is not None:
+            writer.append_rows("gpu", rows.gpu_rows(self._sampler.samples()))
+        end = next((message for message in messages if isinstance(message, _End)), None)
+        if end or any(isinstance(message, _Scale) for message in messages):
+            writer.append_rows("cost", self._cost.row(writer.file_bytes, _dropped(self._sampler)))
+        writer.commit(end.status if end else Status.RUNNING, message=end.message if end else "")
+        self._cost.add(writer_ns=time.monotonic_ns() - begin_ns)
+        return end is None and self.failed is None
+
+    def _waiting(self) -> list[_Message]:
+        messages: list[_Message] = []
+        try:
+            messages.append(self._queue.get(timeout=HEARTBEAT_S))
+            while True:
+                messages.append(self._queue.get_nowait())
+        except queue.Empty:
+            return messages
+
+    def _write(self, writer: TraceWriter, message: _Message) -> None:
+        match message:
+            case _Scale():
+                writer.append_rows("steps", message.steps)
+                writer.append_scale(message.arrays)
+                writer.append_bits(message.bits)
+                writer.append_rows("allocator", message.memory)
+                self._cost.scales_done += 1
+            case _Image():
+                writer.write_image(message.rgb)
+            case _LogLine():
+                writer.append_rows("log", rows.log_row(message.t_ns, message.level, message.text))
+            case _End():
+                pass
+
+
+class _Cost:
+    """What recording took since the last row of `cost`; both threads add to it."""
+
+    def __init__(self) -> None:
+        self.scales_done = 0
+        self._lock = threading.Lock()
+        self._spent = dict.fromkeys(("run_ns", "preview_ns", "writer_ns"), 0)
+        self._dropped = 0
+
+    def add(self, *, run_ns: int = 0, preview_ns: int = 0, writer_ns: int = 0) -> None:
+        with self._lock:
+            self._spent["run_ns"] += run_ns
+            self._spent["preview_ns"] += preview_ns
+            self._spent["writer_ns"] += writer_ns
+
+    def row(self, file_bytes: int, dropped: int) -> NDArray[np.void]:
+        """One row of `cost`, and start over. `dropped`: samples lost since the run began."""
+        row = np.zeros(1, TABLES["cost"].row_dtype)
+        row["t_ns"], row["scales_done"], row["file_bytes"] = time.monotonic_ns(), self.scales_done, file_bytes
+        row["dropped_rows"], self._dropped = dropped - self._dropped, dropped
+        with self._lock:
+            for name, spent_ns in self._spent.items():
+                row[name] = spent_ns
+                self._spent[name] = 0
+        return row
+
+
+def _dropped(sampler: GpuSampler | None) -> int:
+    return 0 if sampler is None else sampler.dropped
+
+
+def _gpu_facts(sampler: GpuSampler | None) -> dict[str, str | None]:
+    if sampler is None:
+        return {"gpu_unavailable": "this run had no GPU sampler"}
+    unavailable = sampler.unavailable
+    return {"gpu_name": sampler.gpu_name, "gpu_unavailable": None if unavailable is None else unavailable.text}

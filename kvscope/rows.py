@@ -1,0 +1,101 @@
+"""Rows of a trace's tables, made from what a run, a sampler or the process says. Knows no file and no thread."""
+
+from __future__ import annotations
+
+import mmap
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import kvscope
+from kvscope.format import GPU_FIELDS, TABLES, Reason, text_field
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.probe import StepInfo
+    from kvscope.nvml import GpuSample
+
+_PAGE_FILE = Path("/proc/self/statm")
+_NAN = float("nan")
+
+
+def step_rows(steps: Sequence[StepInfo]) -> NDArray[np.void]:
+    """Rows of `steps`."""
+    rows = np.zeros(len(steps), TABLES["steps"].row_dtype)
+    for name in rows.dtype.names or ():
+        values = [getattr(step, name) for step in steps]
+        rows[name] = [_NAN if value is None else value for value in values]
+    return rows
+
+
+def mass_array(steps: Sequence[StepInfo]) -> NDArray[np.float32]:
+    """[layer, head, source_scale]: attention mass of one scale's steps, NaN where a step did not measure it."""
+    shape = steps[0].kept_tokens.shape
+    mass = np.full((len(steps), *shape), np.nan, np.float32)
+    for index, step in enumerate(steps):
+        if step.attention_mass is not None:
+            mass[index] = on_host(step.attention_mass)
+    return mass
+
+
+def on_host(tensor: Any) -> NDArray[Any]:  # Any: a torch tensor, on whatever device, or an array
+    """A copy of the tensor in host memory, that the run cannot change any more."""
+    return np.array(tensor.detach().cpu().numpy() if hasattr(tensor, "detach") else tensor)
+
+
+def gpu_rows(samples: Iterable[GpuSample]) -> NDArray[np.void]:
+    """Rows of `gpu`: a value, or NaN and the reason."""
+    taken = list(samples)
+    rows = np.zeros(len(taken), TABLES["gpu"].row_dtype)
+    for row, sample in zip(rows, taken, strict=True):
+        row["t_ns"], row["sample_ns"], row["memory_version"] = sample.t_ns, sample.sample_ns, sample.memory_version
+        for name, _, _ in GPU_FIELDS:
+            reading = sample.readings[name]
+            row[name] = reading if isinstance(reading, float) else _NAN
+            row[f"{name}_reason"] = Reason.MEASURED if isinstance(reading, float) else reading.reason
+    return rows
+
+
+def log_row(t_ns: int, level: int, text: str) -> NDArray[np.void]:
+    """One row of `log`."""
+    row = np.zeros(1, TABLES["log"].row_dtype)
+    row["t_ns"], row["level"], row["text"] = t_ns, level, text_field(text)
+    return row
+
+
+def memory_row(t_ns: int, device: str) -> NDArray[np.void]:
+    """One row of `allocator`: what torch's allocator (CUDA only) and the system say of this process now."""
+    row = np.zeros(1, TABLES["allocator"].row_dtype)
+    row["t_ns"], row["process_rss_bytes"] = t_ns, _resident_bytes()
+    for name in ("allocated_bytes", "reserved_bytes", "peak_bytes"):
+        row[name] = _NAN
+    if device.startswith("cuda"):
+        import torch  # the run has it loaded; only a CUDA run may ask
+
+        row["allocated_bytes"] = torch.cuda.memory_allocated(device)
+        row["reserved_bytes"] = torch.cuda.memory_reserved(device)
+        row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return row
+
+
+def versions() -> dict[str, str]:
+    """What made the trace: package → version, of those that this process has loaded."""
+    found = {"kvscope": str(kvscope.__version__), "python": platform.python_version(), "system": platform.system()}
+    for package in ("numpy", "h5py", "torch"):
+        if package in sys.modules:
+            found[package] = str(sys.modules[package].__version__)
+    return found
+
+
+def _resident_bytes() -> float:
+    """Resident memory of this process; NaN where the system does not tell it as Linux does."""
+    try:
+        pages = int(_PAGE_FILE.read_text(encoding="ascii").split()[1])
+    except OSError:
+        return _NAN
+    return float(pages * mmap.PAGESIZE)

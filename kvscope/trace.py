@@ -1,0 +1,358 @@
+"""Trace: one recorded run, read-only; while it is recorded and afterwards. Knows nothing of screens.
+
+The last `commit` row is read first, and nothing past its counts is ever looked at, so every answer is whole and
+belongs to one moment, until `refresh` moves on to a later one. A Trace is used by one thread.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+import h5py
+import numpy as np
+
+from heatkv.errors import ScheduleError
+from heatkv.scales import ScaleSchedule
+from heatkv.schedule import PruningSchedule
+from kvscope import liveness, superblock
+from kvscope.errors import TraceError, TraceFormatError, TraceVersionError, UsageError
+from kvscope.format import FORMAT, HEADER, TABLES, VERSION, Reason, Status, decode_text
+from kvscope.job import Job
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+TraceStatus = Literal["live", "done", "failed", "cancelled", "crashed"]
+
+CRASHED_MESSAGE = "the run, or its recording, ended without saying so; what it had committed is here"
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Fixed facts of a trace."""
+
+    format_version: tuple[int, int]
+    run_id: str
+    parent_run_id: str | None
+    created_ns: int
+    """Wall clock at the start, ns since 1970."""
+    created_monotonic_ns: int
+    """The clock of all other times, at that moment."""
+    pid: int
+    liveness: str
+    control_socket: str | None
+    job: Job
+    model: str
+    scales: ScaleSchedule
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    rows: int
+    """Batch rows that hold K and V."""
+    dtype: str
+    dtype_bytes: int
+    bits_per_token: int
+    device: str
+    versions: dict[str, str]
+    perturbed: bool
+    """Recording changed the run's memory or speed."""
+    gpu_name: str | None
+    gpu_unavailable: str | None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token's K and V take in one head of one layer, for all rows."""
+        return 2 * self.head_dim * self.dtype_bytes * self.rows
+
+    def wall_ns(self, t_ns: int) -> int:
+        """The wall clock, ns since 1970, at a time of this trace."""
+        return self.created_ns + t_ns - self.created_monotonic_ns
+
+
+class Trace:
+    """A trace file. Open it with `Trace.open`; arrays it gives are read-only."""
+
+    def __init__(self, path: Path, file: h5py.File) -> None:
+        self.path = path
+        self._file = file
+        self._rows: dict[str, NDArray[Any]] = {}
+        self._commit: NDArray[np.void]
+        self._alive = True
+        with self._reading():
+            _check_version(path, file)
+            self.header = _read_header(file)
+            self.schedule = _read_schedule(file)
+            """The plan in force."""
+            self._read_commit()
+
+    @classmethod
+    def open(cls, path: Path | str) -> Trace:
+        """Open a trace, live, ended or crashed. Raises TraceError, or a child that says what is wrong."""
+        path = Path(path)
+        file = _open_file(path)
+        try:
+            return cls(path, file)
+        except BaseException:
+            file.close()
+            raise
+
+    def refresh(self) -> bool:
+        """Move on to the last commit. True if anything changed, the status included."""
+        if self.status not in ("live", "crashed"):
+            return False
+        before = (self._commit["epoch"], self.status)
+        with self._reading():
+            self._read_commit()
+        return before != (self._commit["epoch"], self.status)
+
+    @property
+    def status(self) -> TraceStatus:
+        """`crashed`: no end was written, and the process that recorded is gone."""
+        status = Status(int(self._commit["status"]))
+        if status is Status.RUNNING:
+            return "live" if self._alive else "crashed"
+        return cast(TraceStatus, status.name.lower())
+
+    @property
+    def message(self) -> str:
+        """Why the run failed, was cancelled or is taken for crashed; else empty."""
+        return CRASHED_MESSAGE if self.status == "crashed" else decode_text(self._commit["message"])
+
+    @property
+    def scales_done(self) -> int:
+        return int(self._commit["scales_done"])
+
+    @property
+    def committed_ns(self) -> int:
+        """When the last commit was made, on the trace's clock."""
+        return int(self._commit["t_ns"])
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the file; while it is live, with the room that is reserved for what comes next."""
+        return self.path.stat().st_size
+
+    @property
+    def steps(self) -> NDArray[np.void]:
+        """One row per step; columns as in format.TABLES["steps"]."""
+        return self._table("steps")
+
+    @property
+    def kept_tokens(self) -> NDArray[np.uint16]:
+        """[scales_done, layer, head, source_scale]: held by the layer after its step's write and eviction."""
+        return self._table("kept_tokens")
+
+    @property
+    def read_tokens(self) -> NDArray[np.uint16]:
+        """[scales_done, layer, head, source_scale]: what attention could read, the current scale included."""
+        return self._table("read_tokens")
+
+    @property
+    def attention_mass(self) -> NDArray[np.float32]:
+        """[scales_done, layer, head, source_scale]; NaN: not measured, or not visible."""
+        return self._table("attention_mass")
+
+    @property
+    def gpu(self) -> NDArray[np.void]:
+        """NVML samples; a value is NaN where its `_reason` is not 0."""
+        return self._table("gpu")
+
+    @property
+    def gpu_unavailable(self) -> str | None:
+        """Why there are no GPU samples, or no more of them; None: there are."""
+        if self.header.gpu_unavailable is not None:
+            return self.header.gpu_unavailable
+        last = self.gpu[-1:]
+        if last.size and last["used_bytes_reason"][0] == Reason.GPU_LOST:
+            return Reason.GPU_LOST.text
+        return None
+
+    @property
+    def allocator(self) -> NDArray[np.void]:
+        """Memory of the run's process, at the start and after every scale."""
+        return self._table("allocator")
+
+    @property
+    def cost(self) -> NDArray[np.void]:
+        """What recording itself cost."""
+        return self._table("cost")
+
+    @property
+    def log(self) -> NDArray[np.void]:
+        """What the run said: t_ns, level (an index of format.LEVELS), text (see format.decode_text)."""
+        return self._table("log")
+
+    def bits(self, scale: int) -> NDArray[np.uint8]:
+        """[batch, tokens, bit]: the sampled bits of a finished scale."""
+        self._check_done(scale)
+        begin, end = self.header.scales.offsets[scale : scale + 2]
+        return cast("NDArray[np.uint8]", self._read("bits", lambda dataset: dataset[:, begin:end]))
+
+    def preview(self, scale: int) -> NDArray[np.uint8] | None:
+        """[height, width, 3]: the picture after a finished scale; None: none was made."""
+        self._check_done(scale)
+        if not self._commit["previews"]:
+            return None
+        return cast("NDArray[np.uint8]", self._read("preview", lambda dataset: dataset[scale]))
+
+    @property
+    def image(self) -> NDArray[np.uint8] | None:
+        """[height, width, 3]: the final picture; None: there is none, or not yet."""
+        height = self._count("image")
+        return self._read("image", lambda dataset: dataset[:height]) if height else None
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read_commit(self) -> None:
+        # Asked before reading: the recorder lets go of its lock only after its last commit. The other way round,
+        # a run that ends in between would look crashed.
+        held = self.header.liveness == "lock" and liveness.is_held(self.path)
+        dataset = self._file["commit"]
+        dataset.id.refresh()
+        if not len(dataset):
+            raise TraceFormatError(f"{self.path}: damaged: it has no commit; expected a file made by `kvscope run`")
+        self._commit = dataset[-1]
+        self._alive = held or (self.header.liveness == "heartbeat" and self._is_fresh())
+
+    def _is_fresh(self) -> bool:
+        age_ns = time.time_ns() - self.header.wall_ns(self.committed_ns)
+        return age_ns < liveness.STALE_S * 1e9
+
+    def _count(self, name: str) -> int:
+        return int(self._commit[TABLES[name].count_name])
+
+    def _table(self, name: str) -> NDArray[Any]:
+        """The committed part of a table; grown by what is new since it was last read."""
+        table = TABLES[name]
+        if name not in self._file:
+            return np.zeros((0,) * len(table.axes), table.stored_dtype)
+        count, known = self._count(name), self._rows.get(name)
+        if known is None or len(known) < count:
+            begin = 0 if known is None else len(known)
+            new = self._read(name, lambda dataset: dataset[begin:count])
+            known = new if known is None else np.concatenate([known, new])
+            known.flags.writeable = False
+            self._rows[name] = known
+        return known
+
+    def _read(self, name: str, select: Callable[[h5py.Dataset], Any]) -> Any:  # Any: what h5py gives, an array
+        with self._reading():
+            dataset = self._file[name]
+            dataset.id.refresh()
+            return select(dataset)
+
+    def _check_done(self, scale: int) -> None:
+        if not 0 <= scale < self.scales_done:
+            raise TraceError(f"{self.path}: scale {scale} is not recorded; {self.scales_done} scales are, from 0")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, KeyError, ValueError, RuntimeError, ScheduleError, UsageError) as error:
+            # HDF5 tells of damage in many ways; here they all mean that one thing.
+            raise TraceFormatError(
+                f"{self.path}: damaged or cut short ({_first_line(error)}); expected a file made by `kvscope run`"
+            ) from None
+
+
+def _open_file(path: Path) -> h5py.File:
+    if not path.exists():
+        raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`")
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(superblock.SIZE)
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    if not beginning.startswith(superblock.SIGNATURE):
+        raise TraceFormatError(f"{path}: not an HDF5 file; expected a trace made by `kvscope run`")
+    _check_length(path, beginning)
+    try:
+        return h5py.File(path, "r", swmr=True, locking="best-effort")
+    except OSError as error:
+        raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({_first_line(error)})") from None
+
+
+def _check_length(path: Path, beginning: bytes) -> None:
+    """Raises TraceFormatError if a closed file is shorter than it says."""
+    block, length = superblock.parse(beginning), path.stat().st_size
+    if length < superblock.SIZE:
+        raise TraceFormatError(f"{path}: cut short, {length} bytes are left; copy or record it again")
+    if block is not None and block.is_closed and length < block.end:
+        raise TraceFormatError(f"{path}: cut short, {length} of {block.end} bytes are left; copy or record it again")
+
+
+def _check_version(path: Path, file: h5py.File) -> None:
+    if _optional_text(file, "format") != FORMAT:
+        raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
+    version = _text(file, "format_version")
+    major, _, _ = version.partition(".")
+    if major != str(VERSION[0]):
+        raise TraceVersionError(f"{path}: format version {version}, this kvscope reads {VERSION[0]}.x; upgrade kvscope")
+
+
+def _read_header(file: h5py.File) -> Header:
+    missing = [key.name for key in HEADER if not key.optional and key.name not in file.attrs]
+    if missing:
+        raise ValueError(f"header key {missing[0]} is missing")
+    major, minor = _text(file, "format_version").split(".")
+    return Header(
+        format_version=(int(major), int(minor)),
+        run_id=_text(file, "run_id"),
+        parent_run_id=_optional_text(file, "parent_run_id"),
+        created_ns=int(file.attrs["created_ns"]),
+        created_monotonic_ns=int(file.attrs["created_monotonic_ns"]),
+        pid=int(file.attrs["pid"]),
+        liveness=_text(file, "liveness"),
+        control_socket=_optional_text(file, "control_socket"),
+        job=Job.from_json(json.loads(_text(file, "job"))),
+        model=_text(file, "model"),
+        scales=ScaleSchedule.from_json(json.loads(_text(file, "scales"))),
+        num_layers=int(file.attrs["num_layers"]),
+        num_heads=int(file.attrs["num_heads"]),
+        head_dim=int(file.attrs["head_dim"]),
+        rows=int(file.attrs["rows"]),
+        dtype=_text(file, "dtype"),
+        dtype_bytes=int(file.attrs["dtype_bytes"]),
+        bits_per_token=int(file.attrs["bits_per_token"]),
+        device=_text(file, "device"),
+        versions=json.loads(_text(file, "versions")),
+        perturbed=bool(file.attrs["perturbed"]),
+        gpu_name=_optional_text(file, "gpu_name"),
+        gpu_unavailable=_optional_text(file, "gpu_unavailable"),
+    )
+
+
+def _read_schedule(file: h5py.File) -> PruningSchedule:
+    record = json.loads(_text(file, "schedule"))
+    return PruningSchedule.from_json(record | {"drop_step": file["drop_step"][...].tolist()})
+
+
+def _text(file: h5py.File, key: str) -> str:
+    value = file.attrs[key]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def _optional_text(file: h5py.File, key: str) -> str | None:
+    return _text(file, key) if key in file.attrs else None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return text.partition("\n")[0]

@@ -1,0 +1,326 @@
+"""TraceWriter: the HDF5 file of a trace, while it is being written. Knows no threads, runs or tensors.
+
+HDF5's single-writer-multiple-readers mode (SWMR) lets readers follow, if rules are kept that no error enforces:
+everything is created before the mode starts, nothing that a reader needs whole is overwritten in place, and a
+`commit` row is appended after the rows that it counts are flushed. One thread owns a writer from `create` to `close`.
+
+HDF5 does not survive a write that fails (it crashes when the dataset is let go), so room is reserved on the disk
+before HDF5 is asked to grow anything: a full disk is met here, as NoRoomError, with the file still whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+from kvscope import liveness, superblock
+from kvscope.errors import OutputError
+from kvscope.format import ARRAYS, AXES, COMMIT, COUNTED, TABLES, Status, Table, text_field
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Not "latest": what today's HDF5 writes under that name, HDF5 1.14 cannot read.
+_LIBVER = ("v110", "v110")
+_CREATE_BYTES = 1 << 18
+"""More than an empty trace takes."""
+_END_BYTES = 1 << 16
+"""Always kept in reserve, for the commit that ends a trace on a full disk."""
+_INDEX_BYTES = 1 << 12
+"""More than HDF5's bookkeeping grows by when a dataset grows by some chunks."""
+
+# Files that HDF5 could not write: letting go of them makes it try again, and crash.
+_ABANDONED: list[TraceWriter] = []
+
+# h5netcdf and netCDF-C take a dimension scale of this name for an axis without values.
+_NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
+
+
+class NoRoomError(OSError):
+    """The file may not grow: the disk is full, or a quota or limit is reached."""
+
+
+class TraceWriter:
+    """A trace file in SWMR mode: append, then commit."""
+
+    def __init__(self, file: h5py.File, descriptor: int, path: Path) -> None:
+        self.path = path
+        self._file = file
+        self._descriptor = descriptor
+        # Opened once: a dataset that is let go of is flushed, which must not happen at a moment of its own.
+        self._datasets = {name: file[name] for name in (*TABLES, "query_scale")}
+        self._counts = dict.fromkeys((*COUNTED, "query_scale"), 0)
+        self._committed = dict(self._counts)
+        self._has_previews = False
+        self._epoch = 0
+        self._reserved = self.file_bytes
+        self._is_ending = False
+        self._reserve(_END_BYTES)
+
+    @classmethod
+    def create(
+        cls,
+        path: Path,
+        header: Mapping[str, str | int],
+        lengths: Mapping[str, int],
+        fixed: Mapping[str, NDArray[np.integer]],
+        *,
+        overwrite: bool = False,
+    ) -> TraceWriter:
+        """Create the whole file beside `path`, enter SWMR, commit, and rename it to `path`.
+
+        `lengths`: length of every axis that does not grow; `fixed`: the fixed tables. Raises OutputError, leaving
+        nothing behind, if that cannot be done.
+        """
+        check_output(path, overwrite=overwrite)
+        part = path.with_name(path.name + ".part")
+        needed = _CREATE_BYTES + sum(2 * values.nbytes for values in fixed.values())
+        try:
+            _make_room(part, needed)
+        except FileExistsError:
+            raise OutputError(
+                f"{part}: exists; a run is starting there, or was cut off while it did: then delete it"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
+        try:
+            writer = cls._started(part, header, lengths, fixed)
+            check_output(path, overwrite=overwrite)
+            part.replace(path)
+        except (OSError, RuntimeError) as error:
+            part.unlink(missing_ok=True)
+            raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
+        except OutputError:
+            writer.close()
+            part.unlink(missing_ok=True)
+            raise
+        writer.path = path
+        return writer
+
+    @classmethod
+    def _started(
+        cls,
+        part: Path,
+        header: Mapping[str, str | int],
+        lengths: Mapping[str, int],
+        fixed: Mapping[str, NDArray[np.integer]],
+    ) -> TraceWriter:
+        file = h5py.File(part, "w", libver=_LIBVER, track_order=True)
+        descriptor, locked = liveness.hold(part)
+        try:
+            _write_header(file, {**header, "liveness": "lock" if locked else "heartbeat"})
+            _create_axes(file, lengths)
+            for table in TABLES.values():
+                _create_table(file, table, lengths, fixed.get(table.name))
+            file.swmr_mode = True
+            writer = cls(file, descriptor, part)
+            writer.commit(Status.RUNNING)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return writer
+
+    @property
+    def file_bytes(self) -> int:
+        """Length of the file, with the room reserved for what comes next."""
+        return os.fstat(self._descriptor).st_size
+
+    def append_rows(self, name: str, rows: NDArray[np.void]) -> None:
+        """Append rows to a table of rows."""
+        if rows.size:
+            begin, end = self._counts[name], self._counts[name] + rows.size
+            self._grown(name, (end,))[begin:end] = rows
+            self._counts[name] = end
+
+    def append_scale(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
+        """Append one query scale to the arrays along that axis; those not given stay at their fill value."""
+        scale = self._counts["query_scale"]
+        self._has_previews |= "preview" in arrays
+        self._grown("query_scale", (scale + 1,))[scale] = scale
+        for table in ARRAYS:
+            if table.axes[0] == "query_scale" and (table.name != "preview" or self._has_previews):
+                self._append_along_scales(table.name, scale, arrays.get(table.name))
+        self._counts["query_scale"] = scale + 1
+
+    def append_bits(self, bits: NDArray[np.uint8]) -> None:
+        """Append the bits of one scale, [batch, tokens, bit]."""
+        begin, end = self._counts["bits"], self._counts["bits"] + bits.shape[1]
+        self._grown("bits", (bits.shape[0], end, bits.shape[2]))[:, begin:end] = bits
+        self._counts["bits"] = end
+
+    def write_image(self, rgb: NDArray[np.uint8]) -> None:
+        """Store the final picture, [height, width, 3]."""
+        assert not self._counts["image"], "a trace holds one final picture"
+        self._grown("image", rgb.shape)[...] = rgb
+        self._counts["image"] = rgb.shape[0]
+
+    def commit(self, status: Status, *, message: str = "") -> None:
+        """Make everything appended so far valid for readers."""
+        self._file.flush()
+        row = np.zeros(1, COMMIT.row_dtype)
+        row["epoch"] = self._epoch
+        row["t_ns"] = time.monotonic_ns()
+        row["status"] = status
+        row["scales_done"] = self._counts["query_scale"]
+        row["previews"] = self._has_previews
+        for name in COUNTED:
+            row[f"{name}_rows"] = self._counts[name]
+        row["message"] = text_field(message)
+        dataset = self._grown("commit", (self._epoch + 1,))
+        dataset[self._epoch :] = row
+        dataset.flush()
+        self._epoch += 1
+        self._committed = dict(self._counts)
+
+    def close(self) -> None:
+        """Close the file, give back unused room and release the lock."""
+        self._datasets.clear()
+        self._file.close()
+        with contextlib.suppress(OSError):  # the room only; the trace is whole
+            _give_back_room(self._descriptor)
+        os.close(self._descriptor)
+
+    def end_early(self, message: str) -> None:
+        """End a trace that may not grow: what was committed stays, the last commit says why there is no more."""
+        self._is_ending = True
+        self._counts = dict(self._committed)
+        self.commit(Status.FAILED, message=message)
+        self.close()
+
+    def abandon(self) -> None:
+        """Let go of a file that HDF5 could not write, without touching it; readers find its last commit."""
+        _ABANDONED.append(self)
+        os.close(self._descriptor)
+
+    def _append_along_scales(self, name: str, scale: int, values: NDArray[np.generic] | None) -> None:
+        # The first picture sets the size of all previews.
+        is_first = values is not None and not self._datasets[name].size
+        shape = values.shape if values is not None and is_first else self._datasets[name].shape[1:]
+        dataset = self._grown(name, (scale + 1, *shape))
+        if values is not None:
+            dataset[scale] = values
+
+    def _grown(self, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
+        """The dataset, lengthened to this shape. Raises NoRoomError, before HDF5 sees it, if the file may not grow."""
+        dataset = self._datasets[name]
+        new = _num_chunks(shape, dataset.chunks) - _num_chunks(dataset.shape, dataset.chunks)
+        if new:
+            chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+            self._reserve(_INDEX_BYTES + new * (chunk_bytes + chunk_bytes // 64 + 64))  # gzip may add a little
+        dataset.resize(shape)
+        return dataset
+
+    def _reserve(self, num_bytes: int) -> None:
+        if not self._is_ending and hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(self._descriptor, self._reserved, num_bytes)
+            except OSError as error:
+                raise NoRoomError(error.errno, error.strerror) from None
+            self._reserved += num_bytes
+
+
+def _num_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
+    return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Raises OutputError if a trace cannot be written to this path; touches nothing."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it, or choose another")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of a file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path}: exists; choose another name, or allow overwriting")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"{path}: no permission to write in {path.parent}; choose another folder")
+
+
+def reason_text(error: Exception) -> str:
+    """What went wrong, in the system's words where they are known."""
+    # HDF5 passes the system's words on inside its own.
+    _, found, tail = str(error).partition("error message = '")
+    if found:
+        return tail.partition("'")[0]
+    words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return words.partition("\n")[0].strip() or type(error).__name__
+
+
+def _write_header(file: h5py.File, header: Mapping[str, str | int]) -> None:
+    for key, value in header.items():
+        if isinstance(value, str):
+            _write_text(file, key, value)
+        else:
+            file.attrs[key] = np.int64(value)
+
+
+def _write_text(owner: h5py.File | h5py.Dataset, key: str, text: str) -> None:
+    encoded = text.encode() or b" "  # HDF5 has no empty fixed-length text
+    owner.attrs[key] = np.array(encoded, h5py.string_dtype("utf-8", len(encoded)))
+
+
+def _create_axes(file: h5py.File, lengths: Mapping[str, int]) -> None:
+    for axis in AXES.values():
+        length = 0 if axis.grows else lengths[axis.name]
+        dataset = file.create_dataset(
+            axis.name,
+            data=np.arange(length, dtype=np.int32),
+            maxshape=(None if axis.grows else length,),
+            chunks=(length or 16,),
+        )
+        has_values = axis.name == "query_scale" or not axis.grows
+        dataset.make_scale(axis.name if has_values else _NO_VALUES)
+        _write_text(dataset, "long_name", axis.meaning)
+        _write_text(dataset, "units", "1")
+
+
+def _create_table(
+    file: h5py.File, table: Table, lengths: Mapping[str, int], values: NDArray[np.integer] | None
+) -> None:
+    """`values`: the content of a fixed table; other tables start empty."""
+    shape = tuple(0 if AXES[axis].grows else lengths[axis] for axis in table.axes)
+    dataset = file.create_dataset(
+        table.name,
+        shape=shape,
+        maxshape=tuple(None if AXES[axis].grows else lengths[axis] for axis in table.axes),
+        dtype=table.stored_dtype,
+        chunks=tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True)),
+        fillvalue=None if table.columns else table.fill,
+        compression="gzip" if table.compressed else None,
+        compression_opts=1 if table.compressed else None,
+        shuffle=table.compressed,
+    )
+    for index, axis in enumerate(table.axes):
+        dataset.dims[index].attach_scale(file[axis])
+    _write_text(dataset, "long_name", table.meaning)
+    units = "; ".join(f"{column.name}: {column.unit}" for column in table.columns)
+    _write_text(dataset, "units", units or table.unit)
+    if values is not None:
+        dataset[...] = values
+
+
+def _make_room(part: Path, num_bytes: int) -> None:
+    """Create the file, and see that it may grow to this length. Raises OSError; then only an older file is there."""
+    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, num_bytes)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def _give_back_room(descriptor: int) -> None:
+    """Cut a closed file to the length that HDF5 says it has; not if a reader in this process keeps it open."""
+    block = superblock.parse(os.pread(descriptor, superblock.SIZE, 0))
+    if block is not None and block.is_closed:
+        os.ftruncate(descriptor, block.end)
