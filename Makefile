@@ -19,6 +19,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m kvscope.format --check docs/trace-format.md
+	$(BIN)/python -m kvscope.cli_docs --check docs/cli.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

@@ -164,7 +164,7 @@ def job_of(args: argparse.Namespace) -> Job:
         schedule=_text(args.schedule),
         sink_scales=args.sink_scales,
         cfg=config.cfg if args.cfg is None else args.cfg,
-        tau=getattr(args, "tau", None) or config.tau,
+        tau=config.tau if getattr(args, "tau", None) is None else args.tau,
         dtype=args.dtype,
         device=getattr(args, "device", "cpu"),
         attention_mass=not getattr(args, "no_attention_mass", False),

@@ -1,0 +1,58 @@
+"""docs/cli.md, made from the table of commands: `python -m kvscope.cli_docs [--check] docs/cli.md`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvscope.cli import COMMANDS, EXIT_CODES
+
+_INTRODUCTION = """\
+# Command line
+
+stdout is data, stderr is narration. `--json` prints one object. An error is one line on stderr, and an exit code.
+This page is made from the code by `python -m kvscope.cli_docs docs/cli.md`.
+"""
+
+
+def page() -> str:
+    """The whole page, Markdown."""
+    return "\n".join([_INTRODUCTION, *_exit_codes(), *(line for name in COMMANDS for line in _command(name))])
+
+
+def _exit_codes() -> Iterator[str]:
+    yield "## Exit codes\n\n| code | meaning |\n| --- | --- |"
+    for code, meaning in EXIT_CODES.items():
+        yield f"| {code} | {meaning} |"
+    yield ""
+
+
+def _command(name: str) -> Iterator[str]:
+    command = COMMANDS[name]
+    parser = argparse.ArgumentParser(add_help=False)
+    command.options(parser)
+    yield f"## kvscope {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```\n{command.example}\n```\n"
+    yield "| option | meaning |\n| --- | --- |"
+    for action in parser._actions:  # the only list of them that argparse keeps
+        names = ", ".join(action.option_strings) or action.dest.upper()
+        value = f" {action.metavar}" if action.metavar and action.option_strings else ""
+        yield f"| `{names}{value}` | {(action.help or '') % vars(action)} |"
+    yield ""
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or with --check say whether it is up to date."""
+    path = Path(arguments[-1])
+    if "--check" not in arguments:
+        path.write_text(page(), encoding="utf-8")
+        return 0
+    if path.is_file() and path.read_text(encoding="utf-8") == page():
+        return 0
+    sys.stderr.write(f"{path}: not what the code says; run `python -m kvscope.cli_docs {path}`\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
