@@ -1,0 +1,194 @@
+"""The viewer's app: holds the newest snapshot and the one cursor, and shows both on whatever screen is up.
+
+It reads no file itself: a Feed does, from its own thread, and tells by messages. `run_app` is the way in.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import App, SystemCommand
+from textual.binding import Binding
+from textual.events import DeliveryComplete
+from textual.screen import Screen
+
+from kvscope.errors import KVScopeError, NoTerminalError
+from kvscope.tui.actions import ACTIONS, actions_of, bindings
+from kvscope.tui.cursor import Axis, Cursor, Shape
+from kvscope.tui.feed import Feed, Snapshot
+from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
+from kvscope.tui.metrics import METRICS
+from kvscope.tui.palette import DARK, LIGHT, ink
+from kvscope.tui.screens import SCREENS, load_screen
+from kvscope.tui.screens.base import TraceScreen
+from kvscope.tui.screens.help import HelpScreen
+from kvscope.tui.widgets.canvas import Canvas, View
+
+if TYPE_CHECKING:
+    from textual.theme import Theme
+
+
+class KVScopeApp(App[None]):
+    """Views one trace, live or closed. Read-only: it can change nothing but its own screen."""
+
+    TITLE = "kvscope"
+    CSS_PATH = "theme.tcss"
+    BINDINGS: ClassVar[list[Binding]] = bindings()  # type: ignore[assignment]
+    ENABLE_COMMAND_PALETTE = True
+
+    def __init__(self, path: Path, *, theme: Theme = DARK, glyphs: bool = False, ascii: bool = False) -> None:
+        super().__init__()
+        self.error: KVScopeError | None = None
+        """Why there was nothing to show; None: there was."""
+        self._ascii, self._first_theme = ascii, theme
+        self._glyphs = glyphs or ascii or self.no_color
+        self._feed = Feed(path, self.post_message)
+        self._path = path
+        self._snapshot: Snapshot | None = None
+        self._cursor = Cursor()
+        self._metric = next(iter(METRICS))
+        self._lost: str | None = None
+
+    @property
+    def view(self) -> View:
+        """All that is shown now."""
+        screen = self.screen.NAME if isinstance(self.screen, TraceScreen) else ""
+        style = ink(self.current_theme, glyphs=self._glyphs, ascii=self._ascii)
+        return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, screen)
+
+    def on_mount(self) -> None:
+        for theme in (DARK, LIGHT):
+            self.register_theme(theme)
+        self.theme = self._first_theme.name
+        self.theme_changed_signal.subscribe(self, lambda _theme: self._draw())
+        self.action_show(next(iter(SCREENS)))
+        self._feed.start()
+
+    def on_unmount(self) -> None:
+        self._feed.stop()
+
+    def on_snapshot_taken(self, message: SnapshotTaken) -> None:
+        before, self._snapshot = self._snapshot, message.snapshot
+        shape = _shape(message.snapshot)
+        if before is None:
+            self._cursor = _first_cursor(message.snapshot)
+        else:
+            self._cursor = self._cursor.followed(_shape(before), shape)
+        self._draw()
+
+    def on_trace_lost(self, message: TraceLost) -> None:
+        self._lost = message.reason
+        self._draw()
+
+    def on_trace_refused(self, message: TraceRefused) -> None:
+        self.error = message.error
+        self.exit()
+
+    def on_canvas_picked(self, message: Canvas.Picked) -> None:
+        self._cursor = message.cursor
+        self._draw()
+
+    def on_delivery_complete(self, message: DeliveryComplete) -> None:
+        self.notify(f"wrote {message.path}", timeout=4)
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The command palette: Textual's own commands, then every action of this screen."""
+        yield from super().get_system_commands(screen)
+        name = screen.NAME if isinstance(screen, TraceScreen) else ""
+        for action in actions_of(name):
+            yield SystemCommand(f"{action.help}", f"key {action.shown}", _caller(self, action.command))
+
+    def action_show(self, name: str) -> None:
+        """Show a screen of SCREENS, in the place of the one that is up."""
+        if not self.is_screen_installed(name):
+            self.install_screen(load_screen(name)(), name)
+        if isinstance(self.screen, TraceScreen):
+            self.switch_screen(name)
+        else:
+            self.push_screen(name)
+        self.call_after_refresh(self._draw)
+
+    def action_move(self, axis: Axis, by: int) -> None:
+        """Move the cursor along one axis."""
+        if self._snapshot is not None:
+            self._cursor = self._cursor.moved(axis, by, shape=_shape(self._snapshot))
+            self._draw()
+
+    def action_go(self, axis: Axis, index: int) -> None:
+        """Put the cursor at one index of an axis."""
+        if self._snapshot is not None:
+            self._cursor = self._cursor.at(axis, index, shape=_shape(self._snapshot))
+            self._draw()
+
+    def action_metric(self, by: int) -> None:
+        """Show the next metric, or one before."""
+        names = list(METRICS)
+        self._metric = names[(names.index(self._metric) + by) % len(names)]
+        self._draw()
+
+    def action_glyphs(self) -> None:
+        """Values as glyphs, or as colour; where there is no colour, always as glyphs."""
+        self._glyphs = not self._glyphs or self._ascii or self.no_color
+        self._draw()
+
+    def action_write(self) -> None:
+        """Write the screen as an SVG file beside the user, never over one that is there."""
+        folder = Path.cwd()
+        stem, number = f"kvscope-{self._path.stem}-{self.view.screen}", 1
+        while (folder / f"{stem}-{number}.svg").exists():
+            number += 1
+        self.deliver_screenshot(f"{stem}-{number}.svg", str(folder))
+
+    def action_help(self) -> None:
+        """Every key of this screen, over it."""
+        self.push_screen(HelpScreen(self.view))
+
+    def _draw(self) -> None:
+        if isinstance(self.screen, TraceScreen):
+            self.screen.show(self.view)
+
+
+def run_app(path: Path, *, light: bool = False, ascii: bool | None = None) -> int:
+    """Show a trace until the user quits; returns the exit code. `ascii` None: as the terminal's encoding needs.
+
+    Raises NoTerminalError where there is no terminal, and TraceError where there is no trace.
+    """
+    # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
+    plain = not _speaks_unicode() if ascii is None else ascii
+    app = KVScopeApp(Path(path), theme=LIGHT if light else DARK, ascii=plain)
+    app.run()
+    if app.error is not None:
+        raise app.error
+    return app.return_code or 0
+
+
+def _speaks_unicode() -> bool:
+    return "utf" in (sys.stderr.encoding or "").lower() and os.environ.get("TERM") != "linux-ascii"
+
+
+def _shape(snapshot: Snapshot) -> Shape:
+    schedule = snapshot.schedule
+    return Shape(max(1, snapshot.scales_done), schedule.num_layers, schedule.num_heads, schedule.scales.num_scales)
+
+
+def _first_cursor(snapshot: Snapshot) -> Cursor:
+    """The newest query scale, and the first source scale that anything can be dropped from."""
+    shape = _shape(snapshot)
+    source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
+    return Cursor(query_scale=shape.query_scale - 1, source_scale=source)
+
+
+def _caller(app: KVScopeApp, command: str):  # type: ignore[no-untyped-def]
+    async def call() -> None:
+        await app.run_action(command)
+
+    return call
+
+
+__all__ = ["ACTIONS", "KVScopeApp", "run_app"]

@@ -1,0 +1,203 @@
+"""Canvas: the one widget that draws a painter's lines, and the few functions that painters build lines with."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from kvscope.tui.cursor import Cursor
+from kvscope.tui.palette import ASCII, Ink
+
+if TYPE_CHECKING:
+    from kvscope.tui.feed import Snapshot
+
+Part = tuple[str, Style]
+_NAME = 9
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """All that a painter may look at."""
+
+    ink: Ink
+    snapshot: Snapshot | None = None
+    cursor: Cursor = Cursor()
+    metric: str = "kept"
+    lost: str | None = None
+    """Why the file can no longer be read; None: it can."""
+    name: str = ""
+    """What is being opened, before there is a snapshot."""
+    screen: str = "live"
+
+
+Painter = Callable[[View, int, int], list[Strip]]
+"""(view, width, height) → at most height lines of at most that width; what is missing stays blank."""
+
+Height = Callable[[View, int], int]
+"""(view, width) → the lines that a painter would like to have."""
+
+Width = Callable[[View, int, int], int]
+"""(view, width, height) → the columns that a painter makes use of, of those it may have."""
+
+Hit = Callable[[View, int, int, int, int], Cursor | None]
+"""(view, width, height, x, y) → the cell drawn there."""
+
+
+class Canvas(Widget):
+    """Draws what its painter returns; repaints only the lines that changed."""
+
+    ALLOW_SELECT = False
+    DEFAULT_CSS = "Canvas { width: 1fr; height: 1fr; }"
+
+    class Picked(Message):
+        """A cell was clicked."""
+
+        def __init__(self, cursor: Cursor) -> None:
+            self.cursor = cursor
+            super().__init__()
+
+    def __init__(
+        self,
+        paint: Painter,
+        *,
+        id: str | None = None,
+        height: Height | None = None,
+        width: Width | None = None,
+        hit: Hit | None = None,
+    ) -> None:
+        super().__init__(id=id)
+        self._paint, self._height, self._width, self._hit = paint, height, width, hit
+        self._view: View | None = None
+        self._lines: list[Strip] = []
+
+    def show(self, view: View) -> None:
+        """Draw this view."""
+        before, self._view = self._view, view
+        if (self._height or self._width) and (before is None or before.snapshot is not view.snapshot):
+            self.refresh(layout=True)
+        elif self._height and self.size.height != self._height(view, self.size.width):
+            self.refresh(layout=True)
+        self._repaint()
+
+    def on_resize(self) -> None:
+        self._repaint()
+
+    def on_click(self, event: events.Click) -> None:
+        if self._hit is None or self._view is None:
+            return
+        cursor = self._hit(self._view, self.size.width, self.size.height, event.x, event.y)
+        if cursor is not None:
+            self.post_message(self.Picked(cursor))
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        if self._height is None or self._view is None:
+            return 1
+        return self._height(self._view, width)
+
+    def get_content_width(self, container: Size, viewport: Size) -> int:
+        if self._width is None or self._view is None:
+            return container.width
+        return self._width(self._view, container.width, container.height)
+
+    def render_line(self, y: int) -> Strip:
+        # Strips of the Line API bring their own background; painters leave it to the stylesheet.
+        ground = self.rich_style
+        return self._lines[y].apply_style(ground) if y < len(self._lines) else Strip.blank(self.size.width, ground)
+
+    def _repaint(self) -> None:
+        width, height = self.size
+        if self._view is None or not width or not height:
+            return
+        lines = [strip.adjust_cell_length(width) for strip in self._paint(self._view, width, height)[:height]]
+        if self._view.ink.ascii:
+            lines = [_in_ascii(strip) for strip in lines]
+        before, self._lines = self._lines, lines
+        if len(before) != len(lines):
+            self.refresh()
+            return
+        changed = [Region(0, y, width, 1) for y, (old, new) in enumerate(zip(before, lines, strict=True)) if old != new]
+        if changed:
+            self.refresh(*changed)
+
+
+def row(parts: Iterable[Part], width: int | None = None) -> Strip:
+    """One line; neighbours of one style become one segment. Cut to width, if given."""
+    runs: list[tuple[list[str], Style]] = []
+    for text, style in parts:
+        if runs and runs[-1][1] is style:
+            runs[-1][0].append(text)
+        elif text:
+            runs.append(([text], style))
+    strip = Strip([Segment("".join(texts), style) for texts, style in runs])
+    return strip if width is None or strip.cell_length <= width else strip.crop(0, width)
+
+
+def spread(left: list[Part], right: list[Part], width: int, *, fill: Part) -> Strip:
+    """One line with a left and a right end and `fill` between; where both do not fit, the left is cut."""
+    right_width = parts_width(right)
+    room = max(0, width - right_width)
+    left = fit(left, room, fill[1])
+    gap = room - parts_width(left)
+    return row([*left, (fill[0] * gap, fill[1]), *right], width)
+
+
+def field(name: str, value: Part, more: str, width: int, ink: Ink) -> Strip:
+    """A name, its value, and what more there is to say if there is room for all of it."""
+    parts: list[Part] = [(f" {name:<{_NAME}}", ink.muted), value]
+    tail: list[Part] = [(f"  {more}", ink.muted)] if more else []
+    return row(fit(parts if parts_width([*parts, *tail]) > width else [*parts, *tail], width, ink.muted))
+
+
+def fit(parts: list[Part], width: int, style: Style) -> list[Part]:
+    """The parts, cut to width with a `…` in this style where they are longer."""
+    if parts_width(parts) <= width:
+        return parts
+    kept: list[Part] = []
+    room = width - 1
+    for text, part_style in parts:
+        if cell_len(text) >= room:
+            kept.append((set_cell_size(text, max(0, room)), part_style))
+            break
+        kept.append((text, part_style))
+        room -= cell_len(text)
+    return [*kept, ("…", style)] if width > 0 else []
+
+
+def rule(title: str, width: int, ink: Ink, *, tag: str = "", tag_style: Style | None = None) -> Strip:
+    """The thin line that begins a part of a screen: its title, and how its numbers came about."""
+    left = [("─ ", ink.faint), (title, ink.muted), (" ", ink.faint)] if title else []
+    right = [(f" {tag} ", tag_style or ink.muted), ("─", ink.faint)] if tag else []
+    return spread(left, right, width, fill=("─", ink.faint))
+
+
+def paragraph(text: str, style: Style, width: int, *, indent: int = 1) -> list[Strip]:
+    """The text in as many lines as it needs."""
+    lines = textwrap.wrap(text, max(1, width - 2 * indent)) or [""]
+    return [row([(" " * indent + line, style)]) for line in lines]
+
+
+def centred(lines: list[list[Part]], width: int, height: int) -> list[Strip]:
+    """The lines in the middle of the room."""
+    top = max(0, (height - len(lines)) // 2)
+    strips = [row([(" " * max(0, (width - parts_width(line)) // 2), line[0][1]), *line], width) for line in lines]
+    return [Strip([])] * top + strips
+
+
+def parts_width(parts: Iterable[Part]) -> int:
+    return sum(cell_len(text) for text, _ in parts)
+
+
+def _in_ascii(strip: Strip) -> Strip:
+    segments = [Segment(segment.text.translate(ASCII), segment.style) for segment in strip]
+    return Strip(segments, strip.cell_length)

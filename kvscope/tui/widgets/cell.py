@@ -1,0 +1,100 @@
+"""The cell under the cursor in words, and its history: a row over source scales, a column over query scales."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from textual.strip import Strip
+
+from kvscope.tui.metrics import METRICS, Cell, cell_text, volume_of, why
+from kvscope.tui.palette import DROPPED, UNKNOWN
+from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, row, rule
+from kvscope.tui.widgets.ledger import bar
+
+if TYPE_CHECKING:
+    from kvscope.tui.cursor import Axis, Cursor
+    from kvscope.tui.feed import Snapshot
+
+_PLACE, _VALUE = 12, 25
+
+
+def cell_words(view: View, width: int, height: int) -> list[Strip]:
+    """Where the cursor is, every metric's value there, and why: one sentence."""
+    ink, snapshot = view.ink, view.snapshot
+    if snapshot is None:
+        return []
+    cursor = view.cursor
+    how = snapshot.summary.tags["scales"] if METRICS[view.metric].measured else "plan"
+    place = f"layer {cursor.layer} · head {cursor.head}"
+    value = _metric_line(view, snapshot, view.metric, width)
+    sentence = paragraph(why(snapshot, cursor), ink.text, width)
+    others = [_metric_line(view, snapshot, name, width) for name in METRICS if name != view.metric]
+    lines = [rule(place, width, ink, tag=how), value, *sentence]
+    return lines + others if height >= len(lines) + len(others) else lines
+
+
+def words_height(view: View, width: int) -> int:
+    return len(cell_words(view, width, 1000)) or 1
+
+
+def over_sources(view: View, width: int, height: int) -> list[Strip]:
+    """This head at the cursor's query scale, one bar per source scale."""
+    return _bars(view, "source_scale", width, height)
+
+
+def over_queries(view: View, width: int, height: int) -> list[Strip]:
+    """This head-scale over all query scales, one bar each."""
+    return _bars(view, "query_scale", width, height)
+
+
+def bars_height(view: View, _width: int) -> int:
+    """The lines of `over_sources` and `over_queries`: a rule, and one per scale."""
+    return 1 if view.snapshot is None else 1 + view.snapshot.schedule.scales.num_scales
+
+
+def _bars(view: View, axis: Axis, width: int, height: int) -> list[Strip]:
+    ink, snapshot = view.ink, view.snapshot
+    fixed = "query" if axis == "source_scale" else "source"
+    other = view.cursor.query_scale if axis == "source_scale" else view.cursor.source_scale
+    title = rule(f"over {axis.replace('_', ' ')}s · {fixed} {other}", width, ink)
+    if snapshot is None:
+        return [title]
+    cursors = [replace(view.cursor, **{axis: index}) for index in range(snapshot.schedule.scales.num_scales)]
+    room, here = max(1, height - 1), getattr(view.cursor, axis)
+    first = max(0, min(here - room // 2, len(cursors) - room))
+    top = max((_value(view, snapshot, cursor) or 0.0 for cursor in cursors), default=0.0)
+    return [title, *(_bar_line(view, snapshot, axis, one, top, width) for one in cursors[first : first + room])]
+
+
+def _bar_line(view: View, snapshot: Snapshot, axis: Axis, cursor: Cursor, top: float, width: int) -> Strip:
+    ink, index = view.ink, getattr(cursor, axis)
+    chosen = index == getattr(view.cursor, axis)
+    height, side = snapshot.schedule.scales.sizes[index]
+    head: list[Part] = [(" ▸" if chosen else "  ", ink.accent), (f"{index:>2} ", ink.strong if chosen else ink.muted)]
+    head.append((f"{f'{height}×{side}':<{_PLACE - 5}}", ink.muted))
+    room = max(4, min(40, width - _PLACE - _VALUE - 1))
+    value = _value(view, snapshot, cursor)
+    text = cell_text(snapshot, view.metric, cursor)
+    if value is None:
+        mark = {"dropped": DROPPED, "not measured": UNKNOWN}.get(text, " ")
+        body: list[Part] = [(mark.ljust(room), ink.muted), (f" {text}", ink.muted)]
+    else:
+        body = [*bar(value, top, room, ink.accent, ink), (f" {text}", ink.strong if chosen else ink.text)]
+    return row(fit([*head, *body], width, ink.muted))
+
+
+def _value(view: View, snapshot: Snapshot, cursor: Cursor) -> float | None:
+    """The metric's value there; None where there is none."""
+    volume = volume_of(snapshot, view.metric)
+    place = (cursor.query_scale, cursor.layer, cursor.head, cursor.source_scale)
+    if cursor.query_scale >= len(volume.values) or volume.cells[place] != Cell.VALUE:
+        return None
+    return float(volume.values[place])
+
+
+def _metric_line(view: View, snapshot: Snapshot, name: str, width: int) -> Strip:
+    ink, metric = view.ink, METRICS[name]
+    label = f" {metric.title:<26}" if width >= 60 else f" {metric.label:<12}"
+    style = ink.strong if name == view.metric else ink.text
+    return row(fit([(label, ink.muted), (cell_text(snapshot, name, view.cursor), style)], width, ink.muted))

@@ -1,0 +1,139 @@
+"""The lines round every screen: what run in what state, what is wrong with it if anything, and the keys."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.strip import Strip
+
+from kvscope import units
+from kvscope.tui.actions import ACTIONS, HINTS_OF_PAIRS, actions_of
+from kvscope.tui.screens import SCREENS
+from kvscope.tui.widgets.canvas import Part, View, paragraph, parts_width, spread
+
+if TYPE_CHECKING:
+    from rich.style import Style
+
+    from kvscope.tui.feed import Snapshot
+    from kvscope.tui.palette import Ink
+
+NEEDED = (80, 24)
+"""Columns and rows that every screen works in."""
+
+
+def top_line(view: View, width: int, _height: int) -> list[Strip]:
+    """What run · what state · how honest."""
+    ink = view.ink
+    left: list[Part] = [(" kvscope " if width >= 100 or view.snapshot is None else "", ink.accent), (" ", ink.muted)]
+    if view.snapshot is None:
+        right = [("◌ opening ", ink.accent)]
+        return [spread([*left, (view.name, ink.text)], right, width, fill=(" ", ink.muted))]
+    left += _run_parts(view.snapshot, ink)
+    right = [(f"  {honesty_text(view.snapshot)}  ", ink.muted), *_state_parts(view), (" ", ink.muted)]
+    return [spread(left, right, width, fill=(" ", ink.muted))]
+
+
+def notice(view: View, width: int, _height: int) -> list[Strip]:
+    """What is out of the ordinary, and what of the run is safe; nothing where all is well."""
+    text, style = notice_of(view)
+    return paragraph(text, style, width) if text else []
+
+
+def notice_height(view: View, width: int) -> int:
+    return len(notice(view, width, 0))
+
+
+def notice_of(view: View) -> tuple[str, Style]:
+    """The words of `notice`; empty where all is well."""
+    snapshot, ink = view.snapshot, view.ink
+    if snapshot is None:
+        return "", ink.muted
+    if view.lost is not None:
+        return f"disconnected: {view.lost}", ink.warn
+    done, total = snapshot.scales_done, snapshot.schedule.scales.num_scales
+    safe = "nothing was recorded" if not done else f"{done} scale{'s are' if done > 1 else ' is'} safe"
+    words = f": {snapshot.message}" if snapshot.message else ""
+    if snapshot.status == "crashed":
+        return f"run crashed at scale {done}{words}; {safe}", ink.bad
+    if snapshot.status == "failed":
+        return f"run failed at scale {done}{words}; {safe}", ink.bad
+    if snapshot.status == "cancelled":
+        return f"run cancelled after {done} of {total} scales{words}; {safe}", ink.warn
+    if not done:
+        return "no scale yet: the first one is being made; until then the plan is shown", ink.muted
+    return "", ink.muted
+
+
+def key_line(view: View, width: int, _height: int) -> list[Strip]:
+    """The footer: what can be pressed here, most important first."""
+    ink = view.ink
+    tail = [part for keys, word in _LAST for part in ((f" {keys}", ink.accent), (f" {word} ", ink.muted))]
+    parts: list[Part] = []
+    for keys, word in _hints(view.screen):
+        style = ink.strong if word == view.screen else ink.muted
+        entry: list[Part] = [(f" {keys}", ink.accent), (f" {word} ", style)]
+        if parts_width([*parts, *entry, *tail]) > width:
+            break
+        parts += entry
+    return [spread(parts, tail, width, fill=(" ", ink.muted))]
+
+
+def too_small(view: View, width: int, height: int) -> list[Strip]:
+    """What there is to say where a screen does not fit."""
+    needed = f"too small: {NEEDED[0]}×{NEEDED[1]} needed, {width}×{height} here"
+    lines = [line for text in (needed, "q quits") for line in paragraph(text, view.ink.text, width)]
+    return [Strip([])] * max(0, (height - len(lines)) // 2) + lines
+
+
+def honesty_text(snapshot: Snapshot) -> str:
+    """How far the numbers of this run can be taken for those of an ordinary one."""
+    job = snapshot.header.job
+    doubts = [
+        word
+        for word, holds in (
+            ("random weights", job.random_weights),
+            ("forced", job.mode == "forced"),
+            ("perturbed", snapshot.header.perturbed),
+        )
+        if holds
+    ]
+    return " · ".join(doubts) or "measured"
+
+
+def _run_parts(snapshot: Snapshot, ink: Ink) -> list[Part]:
+    job, scales = snapshot.header.job, snapshot.schedule.scales
+    height, width = scales.sizes[-1]
+    named = scales.resolution not in ("custom", "native")
+    size = f"{scales.resolution} {_aspect_text(scales.aspect)}" if named else f"{height}×{width}"
+    budget = snapshot.schedule.budget
+    policy = snapshot.schedule.policy + (f" {units.fraction_text(budget)}" if budget is not None else "")
+    facts = f" {size} · {policy} · seed {job.seed} · "
+    return [(snapshot.header.model, ink.strong), (facts, ink.text), (f"“{job.prompt}”", ink.muted)]
+
+
+def _aspect_text(aspect: float) -> str:
+    return "1:1" if aspect == 1 else f"h:w {aspect:g}"
+
+
+def _state_parts(view: View) -> list[Part]:
+    snapshot, ink = view.snapshot, view.ink
+    assert snapshot is not None  # top_line has said so
+    progress = f" scale {snapshot.scales_done}/{snapshot.schedule.scales.num_scales}"
+    if view.lost is not None:
+        return [("○ disconnected", ink.warn), (progress, ink.muted)]
+    glyph, style = {
+        "live": ("●", ink.accent),
+        "done": ("✓", ink.good),
+        "cancelled": ("■", ink.warn),
+    }.get(snapshot.status, ("✗", ink.bad))
+    return [(f"{glyph} {snapshot.status}", style), (progress, ink.muted)]
+
+
+def _hints(screen: str) -> list[tuple[str, str]]:
+    """(keys, word) of the footer's left side: the screens, moving, then this screen's own actions."""
+    shown = [(action.shown, action.hint) for action in actions_of(screen) if action.hint]
+    screens = [hint for hint in shown if hint[1] in SCREENS]
+    return [*screens, *HINTS_OF_PAIRS, *(hint for hint in shown if hint not in screens and hint not in _LAST)]
+
+
+_LAST = tuple((action.shown, action.hint) for action in ACTIONS if action.id in ("help", "quit"))

@@ -1,0 +1,90 @@
+"""The cache in bytes: accounted, stored, the budget and the full history, on one scale so that bars compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from textual.strip import Strip
+
+from kvscope import units
+from kvscope.tui.widgets.canvas import Part, View, rule, spread
+
+if TYPE_CHECKING:
+    from rich.style import Style
+
+    from kvscope.tui.palette import Ink
+
+_LABEL, _VALUE, _TAG = 14, 12, 9
+_SHORTEST_BAR = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    name: str
+    num_bytes: int | None
+    words: str
+    tag: str
+    style: Style
+
+
+def ledger(view: View, width: int, _height: int) -> list[Strip]:
+    """Four lines of bytes, each with its unit, its share, and how it is known."""
+    if view.snapshot is None:
+        return [rule("cache", width, view.ink)]
+    lines = _lines(view)
+    top = max((line.num_bytes or 0 for line in lines), default=0)
+    body = [_bar_line(line, top, width, view.ink) for line in lines]
+    return [rule("cache, peak so far", width, view.ink), *body]
+
+
+def _lines(view: View) -> list[_Line]:
+    snapshot, ink = view.snapshot, view.ink
+    assert snapshot is not None
+    summary, tags = snapshot.summary, snapshot.summary.tags
+    over = (summary.accounted_peak_of_budget or 0) > 1
+    lines = [
+        _Line(
+            "accounted",
+            summary.accounted_peak_bytes,
+            _share(summary.accounted_peak_of_budget, "of budget"),
+            tags["accounted_peak_bytes"],
+            ink.bad if over else ink.accent,
+        ),
+        _Line(
+            "stored",
+            summary.storage_peak_bytes,
+            _share(summary.storage_peak_of_budget, "of budget"),
+            tags["storage_peak_bytes"],
+            ink.accent,
+        ),
+    ]
+    if summary.budget_bytes is not None:
+        words = _share(summary.budget, "of full")
+        lines.append(_Line("budget", summary.budget_bytes, words, tags["budget_bytes"], ink.text))
+    words = f"{units.tokens_text(summary.denominator_tokens)}"
+    lines.append(_Line("full history", summary.full_history_bytes, words, tags["full_history_bytes"], ink.muted))
+    return lines
+
+
+def _share(fraction: float | None, of: str) -> str:
+    return "" if fraction is None else f"{units.fraction_text(fraction)} {of}"
+
+
+def _bar_line(line: _Line, top: int, width: int, ink: Ink) -> Strip:
+    head: list[Part] = [
+        (f" {line.name:<{_LABEL - 1}}", ink.muted),
+        (f"{units.bytes_text(line.num_bytes, absent='none yet'):>{_VALUE - 2}}  ", ink.strong),
+    ]
+    words = 17 if width < 64 else 27
+    room = max(0, width - _LABEL - _VALUE - words - _TAG - 1)
+    tail: list[Part] = [(f" {line.words:<{words - 1}}", ink.text), (f"{line.tag:>{_TAG}} ", ink.muted)]
+    body = bar(line.num_bytes or 0, top, room, line.style, ink) if room >= _SHORTEST_BAR else []
+    return spread([*head, *body], tail, width, fill=(" ", ink.muted))
+
+
+def bar(value: float, top: float, width: int, style: Style, ink: Ink) -> list[Part]:
+    """A thin bar of value on a track that stands for top."""
+    halves = round(2 * width * min(1.0, value / top)) if top else 0
+    full, half = divmod(halves, 2)
+    return [("━" * full + "╸" * half, style), ("─" * (width - full - half), ink.faint)]
