@@ -5,6 +5,7 @@ The viewer never shares a process with torch; leaving the screen leaves the run 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import IO
 
 _POLL_S = 0.1
+_ENDING_S = 1.0
+"""A run whose trace is closed needs a moment to exit."""
 
 
 def run_and_open(
@@ -34,6 +37,8 @@ def run_and_open(
         narrate(f"run {run.pid} is loading; the screen opens with its first step")
         _wait_for(out, run)
         code = show(out) if out.exists() else run.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            run.wait(_ENDING_S)
         if run.poll() is None:
             narrate(f"the run goes on as process {run.pid} (kill -INT {run.pid} stops it); it writes {out}")
         elif run.returncode:
