@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from textual.binding import Binding
+from textual.binding import Binding, BindingType
 
 from kvscope.tui.cursor import LAST
 from kvscope.tui.screens import SCREENS
@@ -30,12 +30,12 @@ class Action:
     """The only screen that has it; None: every screen."""
 
 
-def _move(id: str, keys: tuple[str, ...], axis: str, by: int, shown: str, help: str) -> Action:
-    return Action(f"cursor.{id}", keys, f"move('{axis}', {by})", help, shown)
+def _move(name: str, keys: tuple[str, ...], axis: str, by: int, shown: str, words: str) -> Action:
+    return Action(f"cursor.{name}", keys, f"move('{axis}', {by})", words, shown)
 
 
-def _go(id: str, keys: tuple[str, ...], axis: str, index: int, shown: str, help: str) -> Action:
-    return Action(f"cursor.{id}", keys, f"go('{axis}', {index})", help, shown)
+def _go(name: str, keys: tuple[str, ...], axis: str, index: int, shown: str, words: str) -> Action:
+    return Action(f"cursor.{name}", keys, f"go('{axis}', {index})", words, shown)
 
 
 ACTIONS: tuple[Action, ...] = (
@@ -52,13 +52,13 @@ ACTIONS: tuple[Action, ...] = (
     _go("first_head", ("home",), "head", 0, "home", "first head"),
     _go("last_head", ("end",), "head", LAST, "end", "last head"),
     _move("query_back", ("left_square_bracket",), "query_scale", -1, "[", "previous query scale"),
-    _move("query_on", ("right_square_bracket",), "query_scale", 1, "]", "next query scale; at the newest, follow the run"),
+    _move("query_on", ("right_square_bracket",), "query_scale", 1, "]", "next query scale, then follow"),
     _move("source_back", ("left_curly_bracket",), "source_scale", -1, "{", "previous source scale"),
     _move("source_on", ("right_curly_bracket",), "source_scale", 1, "}", "next source scale"),
-    Action("metric.next", ("m",), "metric(1)", "next metric: what the map shows", "m", "metric", screen="map"),
+    Action("metric.next", ("m",), "metric(1)", "next metric of the map", "m", "metric", screen="map"),
     Action("metric.back", ("M",), "metric(-1)", "previous metric", "M", screen="map"),
-    Action("view.glyphs", ("c",), "glyphs", "show values as glyphs or as colour", "c", "glyphs", screen="map"),
-    Action("view.write", ("w",), "write", "write this screen as an SVG picture", "w", "write svg"),
+    Action("view.glyphs", ("c",), "glyphs", "glyphs instead of colour", "c", "glyphs", screen="map"),
+    Action("view.write", ("w",), "write", "write this screen as SVG", "w", "write svg"),
     Action("help", ("question_mark", "f1"), "help", "this help", "?", "help"),
     Action("quit", ("q",), "quit", "quit", "q", "quit"),
 )
@@ -73,7 +73,7 @@ def actions_of(screen: str) -> Iterator[Action]:
     return (action for action in ACTIONS if action.screen in (None, screen))
 
 
-def bindings(screen: str | None = None) -> list[Binding]:
+def bindings(screen: str | None = None) -> list[BindingType]:
     """Textual's bindings of the actions that only this screen has; None: of those that every screen has."""
     return [
         Binding(",".join(action.keys), f"app.{action.command}", action.help, id=action.id, show=False)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import App, SystemCommand
-from textual.binding import Binding
 from textual.events import DeliveryComplete
 from textual.screen import Screen
 
@@ -37,15 +36,15 @@ class KVScopeApp(App[None]):
 
     TITLE = "kvscope"
     CSS_PATH = "theme.tcss"
-    BINDINGS: ClassVar[list[Binding]] = bindings()  # type: ignore[assignment]
+    BINDINGS: ClassVar = bindings()
     ENABLE_COMMAND_PALETTE = True
 
-    def __init__(self, path: Path, *, theme: Theme = DARK, glyphs: bool = False, ascii: bool = False) -> None:
+    def __init__(self, path: Path, *, theme: Theme = DARK, glyphs: bool = False, plain: bool = False) -> None:
         super().__init__()
         self.error: KVScopeError | None = None
         """Why there was nothing to show; None: there was."""
-        self._ascii, self._first_theme = ascii, theme
-        self._glyphs = glyphs or ascii or self.no_color
+        self._plain, self._first_theme = plain, theme
+        self._glyphs = glyphs or plain or self.no_color
         self._feed = Feed(path, self.post_message)
         self._path = path
         self._snapshot: Snapshot | None = None
@@ -57,7 +56,7 @@ class KVScopeApp(App[None]):
     def view(self) -> View:
         """All that is shown now."""
         screen = self.screen.NAME if isinstance(self.screen, TraceScreen) else ""
-        style = ink(self.current_theme, glyphs=self._glyphs, ascii=self._ascii)
+        style = ink(self.current_theme, glyphs=self._glyphs, plain=self._plain)
         return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, screen)
 
     def on_mount(self) -> None:
@@ -132,7 +131,7 @@ class KVScopeApp(App[None]):
 
     def action_glyphs(self) -> None:
         """Values as glyphs, or as colour; where there is no colour, always as glyphs."""
-        self._glyphs = not self._glyphs or self._ascii or self.no_color
+        self._glyphs = not self._glyphs or self._plain or self.no_color
         self._draw()
 
     def action_write(self) -> None:
@@ -152,16 +151,16 @@ class KVScopeApp(App[None]):
             self.screen.show(self.view)
 
 
-def run_app(path: Path, *, light: bool = False, ascii: bool | None = None) -> int:
-    """Show a trace until the user quits; returns the exit code. `ascii` None: as the terminal's encoding needs.
+def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> int:
+    """Show a trace until the user quits; returns the exit code. `plain`: ASCII only; None: where the terminal's
+    encoding needs it.
 
     Raises NoTerminalError where there is no terminal, and TraceError where there is no trace.
     """
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
-    plain = not _speaks_unicode() if ascii is None else ascii
-    app = KVScopeApp(Path(path), theme=LIGHT if light else DARK, ascii=plain)
+    app = KVScopeApp(path, theme=LIGHT if light else DARK, plain=not _speaks_unicode() if plain is None else plain)
     app.run()
     if app.error is not None:
         raise app.error

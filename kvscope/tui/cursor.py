@@ -36,8 +36,7 @@ class Cursor:
         """This cursor with one axis set; negative indices count from the end, as far as -1."""
         last = getattr(shape, axis) - 1
         index = last if index == LAST else index
-        # mypy cannot see that an Axis is a field's name.
-        return replace(self, **{axis: max(0, min(last, index))})  # type: ignore[arg-type]
+        return replace(self, **{axis: max(0, min(last, index))})
 
     def followed(self, before: Shape, now: Shape) -> Cursor:
         """The cursor once the run has gone on: at the newest query scale it stays at the newest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,4 +148,3 @@ def take_snapshot(path: Path, trace: Trace, before: Snapshot | None) -> Snapshot
         image=trace.image,
         summary=summarize(trace),
     )
-

@@ -48,6 +48,8 @@ class Metric:
     title: str
     label: str
     """The title in a word or two, where there is little room."""
+    amount: bool
+    """Tokens held or read: drawn as how much of the whole, in the colour of memory. Else drawn as heat."""
     measured: bool
     """Recorded by the run; else read from its plan."""
     volume: Callable[[Snapshot], Volume]
@@ -67,7 +69,7 @@ def cell_text(snapshot: Snapshot, name: str, cursor: Cursor) -> str:
     volume = volume_of(snapshot, name)
     place = _place(cursor)
     if cursor.query_scale >= len(volume.values):
-        return "no scale yet"
+        return "not reached"
     cell = Cell(int(volume.cells[place]))
     if cell is Cell.VALUE:
         return METRICS[name].text(snapshot, float(volume.values[place]))
@@ -78,20 +80,20 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
     """Why the head-scale under the cursor is in the cache or not, from the plan in force: one sentence."""
     schedule, source = snapshot.schedule, cursor.source_scale
     drop_step = int(schedule.drop_step[cursor.layer, cursor.head, source])
-    own_step = source * schedule.num_layers + cursor.layer
-    here = cursor.query_scale * schedule.num_layers + cursor.layer
+    now = cursor.query_scale * schedule.num_layers + cursor.layer
+    reached = source <= cursor.query_scale < snapshot.scales_done
     if source == schedule.scales.num_scales - 1:
         return "the last scale is never cached: only its own step reads it"
     if source < schedule.sink_scales:
         return f"sink scale: the first {schedule.sink_scales} are never evicted"
     if drop_step == schedule.num_steps - 1:
-        return "kept to the end of the run"
-    if drop_step == own_step:
+        return "kept to the end of the run" if reached else "planned to be kept to the end of the run"
+    if drop_step == source * schedule.num_layers + cursor.layer:
         return f"read at its own step only, never kept: saves {_freed(snapshot, source)}"
     after = f"after scale {drop_step // schedule.num_layers}, layer {drop_step % schedule.num_layers}"
-    verb = "dropped" if drop_step <= here else "will be dropped"
-    frees = "freed" if drop_step <= here else "frees"
-    return f"{verb} {after}: {frees} {_freed(snapshot, source)}"
+    if reached and drop_step <= now:
+        return f"dropped {after}: freed {_freed(snapshot, source)}"
+    return f"will be dropped {after}: frees {_freed(snapshot, source)}"
 
 
 def _freed(snapshot: Snapshot, source_scale: int) -> str:
@@ -103,7 +105,7 @@ def _place(cursor: Cursor) -> tuple[int, int, int, int]:
     return cursor.query_scale, cursor.layer, cursor.head, cursor.source_scale
 
 
-def _cells(snapshot: Snapshot, present: NDArray[np.bool_]) -> NDArray[np.uint8]:
+def _cells(present: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """VALUE where present, else DROPPED; UNWRITTEN for source scales after the query scale."""
     cells = np.where(present, Cell.VALUE, Cell.DROPPED).astype(np.uint8)
     for query_scale in range(len(cells)):
@@ -112,16 +114,16 @@ def _cells(snapshot: Snapshot, present: NDArray[np.bool_]) -> NDArray[np.uint8]:
 
 
 def _kept(snapshot: Snapshot) -> Volume:
-    return Volume(snapshot.kept_tokens.astype(np.float64), _cells(snapshot, snapshot.kept_tokens > 0))
+    return Volume(snapshot.kept_tokens.astype(np.float64), _cells(snapshot.kept_tokens > 0))
 
 
 def _read(snapshot: Snapshot) -> Volume:
-    return Volume(snapshot.read_tokens.astype(np.float64), _cells(snapshot, snapshot.read_tokens > 0))
+    return Volume(snapshot.read_tokens.astype(np.float64), _cells(snapshot.read_tokens > 0))
 
 
 def _mass(snapshot: Snapshot) -> Volume:
     values = snapshot.attention_mass.astype(np.float64)
-    cells = _cells(snapshot, snapshot.read_tokens > 0)
+    cells = _cells(snapshot.read_tokens > 0)
     cells[(cells == Cell.VALUE) & np.isnan(values)] = Cell.UNKNOWN
     return Volume(values, cells)
 
@@ -133,7 +135,7 @@ def _mass_per_token(snapshot: Snapshot) -> Volume:
 
 def _drop_step(snapshot: Snapshot) -> Volume:
     values = np.broadcast_to(snapshot.schedule.drop_step.astype(np.float64), snapshot.kept_tokens.shape)
-    return Volume(values, _cells(snapshot, np.ones(values.shape, dtype=np.bool_)))
+    return Volume(values, _cells(np.ones(values.shape, dtype=np.bool_)))
 
 
 def _source_tokens(snapshot: Snapshot, _volume: Volume, cursor: Cursor) -> tuple[float, float]:
@@ -174,11 +176,20 @@ def _step_text(snapshot: Snapshot, value: float) -> str:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("kept", "kept after the step", "kept", True, _kept, _source_tokens, _kept_text),
-        Metric("read", "read at the step", "read", True, _read, _source_tokens, _tokens_text),
-        Metric("mass", "attention mass", "mass", True, _mass, _largest, _fraction_text),
-        Metric("mass_per_token", "attention mass per token", "mass/token", True, _mass_per_token, _largest, _per_token_text),
-        Metric("drop_step", "dropped when", "dropped", False, _drop_step, _lifetime, _step_text),
+        Metric("kept", "kept after the step", "kept", True, True, _kept, _source_tokens, _kept_text),
+        Metric("read", "read at the step", "read", True, True, _read, _source_tokens, _tokens_text),
+        Metric("mass", "attention mass", "mass", False, True, _mass, _largest, _fraction_text),
+        Metric(
+            "mass_per_token",
+            "attention mass per token",
+            "mass/token",
+            False,
+            True,
+            _mass_per_token,
+            _largest,
+            _per_token_text,
+        ),
+        Metric("drop_step", "dropped when", "dropped", False, False, _drop_step, _lifetime, _step_text),
     )
 }
 """In the order that `m` goes through."""

@@ -25,9 +25,12 @@ NUM_LEVELS = len(HEAT)
 RAMP = "▁▂▃▄▅▆▇█"
 """The glyphs of a value, least to most, where colour is not to be relied on."""
 
+BLOCK = "▇"
+"""A cell filled with colour; lower than its line, so that rows stay apart."""
+
 DROPPED, UNKNOWN, UNWRITTEN = "·", "?", " "
 
-ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓█▁▂▃▄▅▆▇▐▌▸“”–", "-==|++.~*oo#@+xx><^v#1234567[]>''-" )
+ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓█▁▂▃▄▅▆▇▐▌▸“”–", "-==|++.~*oo#@+xx><^v#1234567[]>''-")
 """What a terminal without Unicode gets instead; one character for one."""
 
 DARK = Theme(
@@ -76,19 +79,20 @@ class Ink:
     cursor: Style
     """The cell under the cursor, where it has room for nothing else."""
     heat: tuple[Style, ...]
-    """Filled cells: each level as background."""
+    """One per level of HEAT, as foreground."""
     glyphs: bool
     """Draw each value as a glyph of RAMP as well: readable without colour."""
-    ascii: bool
+    plain: bool
+    """Draw in ASCII only."""
 
 
-def ink(theme: Theme, *, glyphs: bool = False, ascii: bool = False) -> Ink:
-    """The styles of a theme, one Ink for equal colours. `ascii` implies `glyphs`."""
+def ink(theme: Theme, *, glyphs: bool = False, plain: bool = False) -> Ink:
+    """The styles of a theme, one Ink for equal colours. `plain` implies `glyphs`."""
     front, ground = ("#ffffff", "#000000") if theme.dark else ("#000000", "#ffffff")
     accent = theme.accent or theme.primary
     colours = (theme.foreground or front, theme.background or ground, accent)
     signals = (theme.success or accent, theme.warning or accent, theme.error or accent)
-    return _ink(*colours, *signals, HEAT if theme.dark else HEAT[::-1], glyphs or ascii, ascii)
+    return _ink(*colours, *signals, HEAT if theme.dark else HEAT[::-1], glyphs or plain, plain)
 
 
 @cache
@@ -101,7 +105,7 @@ def _ink(
     error: str,
     heat: tuple[str, ...],
     glyphs: bool,
-    ascii: bool,
+    plain: bool,
 ) -> Ink:
     front, ground = Color.parse(foreground), Color.parse(background)
     return Ink(
@@ -115,9 +119,9 @@ def _ink(
         warn=Style(color=warning, bold=True),
         bad=Style(color=error, bold=True),
         cursor=Style(color=ground.hex, bgcolor=accent, bold=True),
-        heat=tuple(Style(color=_contrast(colour), bgcolor=colour) for colour in heat),
+        heat=tuple(Style(color=colour) for colour in heat),
         glyphs=glyphs,
-        ascii=ascii,
+        plain=plain,
     )
 
 
@@ -132,7 +136,3 @@ def level(value: float, low: float, high: float, *, levels: int = NUM_LEVELS) ->
 def glyph(value: float, low: float, high: float) -> str:
     """The glyph of RAMP for a value between low and high."""
     return RAMP[level(value, low, high, levels=len(RAMP))]
-
-
-def _contrast(background: str) -> str:
-    return "#0f1317" if Color.parse(background).brightness > 0.45 else "#f2f5f8"

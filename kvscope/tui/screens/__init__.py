@@ -23,8 +23,8 @@ class ScreenRow:
 
 
 SCREENS: dict[str, ScreenRow] = {
-    "live": ScreenRow("1", "live", "memory of the run, scale by scale", "kvscope.tui.screens.live:LiveScreen"),
-    "map": ScreenRow("2", "map", "layers × heads at one query and source scale", "kvscope.tui.screens.map:MapScreen"),
+    "live": ScreenRow("1", "live", "memory, scale by scale", "kvscope.tui.screens.live:LiveScreen"),
+    "map": ScreenRow("2", "map", "layers × heads, one scale", "kvscope.tui.screens.map:MapScreen"),
 }
 """Screen name → its key, words and class."""
 

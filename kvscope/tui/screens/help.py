@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from itertools import zip_longest
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.screen import ModalScreen
-
 from textual.strip import Strip
 
 from kvscope.tui.actions import actions_of
-from kvscope.tui.widgets.canvas import Canvas, View, row, rule
+from kvscope.tui.widgets.canvas import Canvas, Part, View, row, rule
+
+if TYPE_CHECKING:
+    from kvscope.tui.palette import Ink
 
 SIGNS = (
     ("·", "dropped: the head-scale is gone from the cache"),
     ("?", "not measured"),
     ("blank", "not written yet"),
-    ("┤ ╌", "the budget; dim columns are the plan, not yet run"),
+    ("____", "the budget"),
+    ("dim", "planned, not run yet"),
 )
 """What is drawn where no number is."""
 
@@ -30,7 +34,7 @@ class HelpScreen(ModalScreen[None]):
     DEFAULT_CSS = """
     HelpScreen {
         align: center middle;
-        #help { width: 76; max-width: 100%; height: auto; background: $panel; }
+        #help { width: 78; max-width: 100%; height: auto; background: $panel; }
     }
     """
 
@@ -50,14 +54,14 @@ def help_lines(view: View, width: int, _height: int) -> list[Strip]:
     ink = view.ink
     entries = [(action.shown, action.help) for action in actions_of(view.screen)]
     half = -(-len(entries) // 2)
-    column = width // 2
-    lines = [rule("keys", width, ink, tag="? closes")]
-    for index in range(half):
-        pair = [entries[index], *entries[index + half : index + half + 1]]
-        lines.append(row([part for keys, text in pair for part in ((f" {keys:>5}  ", ink.accent), (f"{text[:column - 9]:<{column - 8}}", ink.text))]))
-    lines.append(rule("signs", width, ink))
-    lines += [row([(f" {sign:>5}  ", ink.accent), (text, ink.text)]) for sign, text in SIGNS]
-    return lines
+    columns = zip_longest(entries[:half], entries[half:], fillvalue=("", ""))
+    keys = [row([*_entry(left, ink, width // 2), *_entry(right, ink, width // 2)]) for left, right in columns]
+    signs = [row(_entry(sign, ink, width)) for sign in SIGNS]
+    return [rule("keys", width, ink, tag="? closes"), *keys, rule("signs", width, ink), *signs]
+
+
+def _entry(entry: tuple[str, str], ink: Ink, width: int) -> list[Part]:
+    return [(f" {entry[0]:>5}  ", ink.accent), (entry[1].ljust(width - 8), ink.text)]
 
 
 def help_height(view: View, width: int) -> int:

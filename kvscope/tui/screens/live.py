@@ -13,7 +13,7 @@ from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.widgets.canvas import Canvas
 from kvscope.tui.widgets.chart import step_chart
 from kvscope.tui.widgets.heat import head_strip, strip_height, strip_hit
-from kvscope.tui.widgets.ledger import ledger
+from kvscope.tui.widgets.ledger import ledger, ledger_height
 from kvscope.tui.widgets.machine import gpu_height, gpu_strip, log_tail, recorder_cost
 from kvscope.tui.widgets.picture import picture
 from kvscope.tui.widgets.scale_table import scale_table
@@ -28,7 +28,7 @@ class LiveScreen(TraceScreen):
     DEFAULT_CSS = """
     LiveScreen {
         #memory { width: 1fr; }
-        #ledger { height: 5; }
+        #ledger { height: auto; }
         #chart { height: 1fr; min-height: 6; }
         #scales { height: 1fr; max-height: 15; }
         #rail { width: 25; margin-left: 1; }
@@ -48,7 +48,7 @@ class LiveScreen(TraceScreen):
         with Vertical(classes="body"):
             with Horizontal(id="main"):
                 with Vertical(id="memory"):
-                    yield Canvas(ledger, id="ledger")
+                    yield Canvas(ledger, id="ledger", height=ledger_height)
                     yield Canvas(step_chart, id="chart")
                     yield Canvas(scale_table, id="scales")
                 with Vertical(id="rail"):

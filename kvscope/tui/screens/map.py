@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import ClassVar
 
-from textual.containers import Horizontal, Vertical
+from textual.containers import Container, Horizontal, Vertical
 from textual.strip import Strip
 from textual.widget import Widget
 
@@ -30,21 +30,24 @@ class MapScreen(TraceScreen):
         #grid { width: auto; }
         #cell { width: 1fr; margin-left: 1; }
         #words { height: auto; }
+        #history { height: 1fr; layout: vertical; }
         #sources, #queries { height: auto; margin-top: 1; }
         &.-short #sources, &.-short #queries { height: 1fr; margin-top: 0; }
+        &.-wide #history { layout: horizontal; }
     }
     """
 
     def parts(self) -> Iterable[Widget]:
         with Vertical(classes="body"):
             yield Canvas(_title, id="title")
-            yield Canvas(_legend, id="legend")
+            yield Canvas(legend, id="legend")
             with Horizontal(id="main"):
                 yield Canvas(heat_grid, id="grid", width=grid_width, hit=grid_hit)
                 with Vertical(id="cell"):
                     yield Canvas(cell_words, id="words", height=words_height)
-                    yield Canvas(over_sources, id="sources", height=bars_height)
-                    yield Canvas(over_queries, id="queries", height=bars_height)
+                    with Container(id="history"):
+                        yield Canvas(over_sources, id="sources", height=bars_height)
+                        yield Canvas(over_queries, id="queries", height=bars_height)
 
 
 def _title(view: View, width: int, _height: int) -> list[Strip]:
@@ -55,12 +58,9 @@ def _title(view: View, width: int, _height: int) -> list[Strip]:
     cursor, sizes = view.cursor, snapshot.schedule.scales.sizes
     metric = METRICS[view.metric]
     how = snapshot.summary.tags["scales"] if metric.measured else "plan"
-    title = f"{metric.title} · query scale {_named(cursor.query_scale, sizes)} ← source scale {_named(cursor.source_scale, sizes)}"
+    query, source = _named(cursor.query_scale, sizes), _named(cursor.source_scale, sizes)
+    title = f"{metric.title} · query scale {query} ← source scale {source}"
     return [rule(title, width, ink, tag=how)]
-
-
-def _legend(view: View, width: int, _height: int) -> list[Strip]:
-    return [legend(view, width)] if view.snapshot is not None else []
 
 
 def _named(scale: int, sizes: tuple[tuple[int, int], ...]) -> str:

@@ -32,7 +32,7 @@ class View:
 
     ink: Ink
     snapshot: Snapshot | None = None
-    cursor: Cursor = Cursor()
+    cursor: Cursor = Cursor()  # noqa: RUF009 - frozen
     metric: str = "kept"
     lost: str | None = None
     """Why the file can no longer be read; None: it can."""
@@ -71,7 +71,7 @@ class Canvas(Widget):
         self,
         paint: Painter,
         *,
-        id: str | None = None,
+        id: str | None = None,  # noqa: A002 - Textual's name for it
         height: Height | None = None,
         width: Width | None = None,
         hit: Hit | None = None,
@@ -84,9 +84,8 @@ class Canvas(Widget):
     def show(self, view: View) -> None:
         """Draw this view."""
         before, self._view = self._view, view
-        if (self._height or self._width) and (before is None or before.snapshot is not view.snapshot):
-            self.refresh(layout=True)
-        elif self._height and self.size.height != self._height(view, self.size.width):
+        grown = before is None or before.snapshot is not view.snapshot
+        if (self._width and grown) or (self._height and self._wishes(before) != self._wishes(view)):
             self.refresh(layout=True)
         self._repaint()
 
@@ -100,12 +99,12 @@ class Canvas(Widget):
         if cursor is not None:
             self.post_message(self.Picked(cursor))
 
-    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual's
         if self._height is None or self._view is None:
             return 1
         return self._height(self._view, width)
 
-    def get_content_width(self, container: Size, viewport: Size) -> int:
+    def get_content_width(self, container: Size, viewport: Size) -> int:  # noqa: ARG002 - Textual's
         if self._width is None or self._view is None:
             return container.width
         return self._width(self._view, container.width, container.height)
@@ -115,12 +114,16 @@ class Canvas(Widget):
         ground = self.rich_style
         return self._lines[y].apply_style(ground) if y < len(self._lines) else Strip.blank(self.size.width, ground)
 
+    def _wishes(self, view: View | None) -> int | None:
+        """The height that its painter would like for a view."""
+        return None if view is None or self._height is None else self._height(view, self.size.width)
+
     def _repaint(self) -> None:
         width, height = self.size
         if self._view is None or not width or not height:
             return
         lines = [strip.adjust_cell_length(width) for strip in self._paint(self._view, width, height)[:height]]
-        if self._view.ink.ascii:
+        if self._view.ink.plain:
             lines = [_in_ascii(strip) for strip in lines]
         before, self._lines = self._lines, lines
         if len(before) != len(lines):

@@ -31,7 +31,7 @@ def step_chart(view: View, width: int, height: int) -> list[Strip]:
         return [rule("bytes per step", width, ink)]
     plot = _Plot.of(view, snapshot, width - _AXIS - 1, height - 2)
     how = snapshot.summary.tags["accounted_peak_bytes"]
-    tag = how if not plot.planned.any() else f"{how} · planned dim"
+    tag = "planned" if not plot.measured.any() else f"{how} · planned dim" if plot.planned.any() else how
     lines = [_plot_line(ink, plot, y) for y in range(plot.rows)]
     return [rule("bytes per step", width, ink, tag=tag), *lines, _axis_line(view, snapshot, plot.columns)]
 

@@ -54,13 +54,13 @@ def notice_of(view: View) -> tuple[str, Style]:
     safe = "nothing was recorded" if not done else f"{done} scale{'s are' if done > 1 else ' is'} safe"
     words = f": {snapshot.message}" if snapshot.message else ""
     if snapshot.status == "crashed":
-        return f"run crashed at scale {done}{words}; {safe}", ink.bad
+        return f"run crashed at scale {done}; {safe}", ink.bad
     if snapshot.status == "failed":
         return f"run failed at scale {done}{words}; {safe}", ink.bad
     if snapshot.status == "cancelled":
         return f"run cancelled after {done} of {total} scales{words}; {safe}", ink.warn
     if not done:
-        return "no scale yet: the first one is being made; until then the plan is shown", ink.muted
+        return "no scale yet: the first one is being made; until then the plan is shown, dim", ink.muted
     return "", ink.muted
 
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope.tui.metrics import METRICS, Cell, Volume, cell_text, volume_of
-from kvscope.tui.palette import DROPPED, RAMP, UNKNOWN, UNWRITTEN, glyph, level
-from kvscope.tui.widgets.canvas import Part, View, fit, row, rule
+from kvscope.tui.palette import BLOCK, DROPPED, RAMP, UNKNOWN, UNWRITTEN, glyph, level
+from kvscope.tui.widgets.canvas import Part, View, centred, parts_width, row, rule
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -51,14 +51,12 @@ class Fold:
 
 def fold(num_layers: int, num_heads: int, width: int, height: int, *, widest: int, layer: int) -> Fold:
     """The widest cells, at most `widest`, with which all layers fit; else the narrowest, scrolled to the layer."""
+    needed = -(-num_layers // height)
     for cell in range(widest, 0, -1):
-        blocks = max(1, width // (_LABEL + num_heads * cell + _GAP))
-        rows = -(-num_layers // blocks)
-        if rows <= height and _LABEL + num_heads * cell <= width:
-            return Fold(cell, -(-num_layers // rows), rows, num_heads, 0)
+        if needed * (_LABEL + num_heads * cell + _GAP) <= width:
+            return Fold(cell, needed, -(-num_layers // needed), num_heads, 0)
     blocks = max(1, width // (_LABEL + num_heads + _GAP))
-    shown = blocks * height
-    first = max(0, min(layer - shown // 2, num_layers - shown))
+    first = max(0, min(layer - blocks * height // 2, num_layers - blocks * height))
     return Fold(1, blocks, height, num_heads, first)
 
 
@@ -68,9 +66,11 @@ def heat_grid(view: View, width: int, height: int) -> list[Strip]:
     if snapshot is None:
         return []
     layout = grid_fold(view, width, height)
-    volume = volume_of(snapshot, view.metric)
-    painter = _GridPainter.of(view, volume)
-    lines = [_cell_line(view, layout, y, snapshot.schedule.num_layers, painter) for y in range(layout.rows)]
+    absence = _absence(view, snapshot)
+    if absence:
+        return centred([[(absence, view.ink.muted)]], width, height)
+    cells = _Cells.of(view, view.metric)
+    lines = [row(_line_parts(view, layout, y, snapshot.schedule.num_layers, cells)) for y in range(layout.rows)]
     return [_head_numbers(view, layout), *lines]
 
 
@@ -106,8 +106,10 @@ def head_strip(view: View, width: int, height: int) -> list[Strip]:
     title = f"layers × heads, kept of source scale {cursor.source_scale} ({grid_height}×{grid_side})"
     where = f"query scale {cursor.query_scale} · L{cursor.layer} h{cursor.head} · {cell_text(snapshot, 'kept', cursor)}"
     layout = _strip_fold(view, width, height)
-    painter = _StripPainter.of(view, volume_of(snapshot, "kept"))
-    lines = [_cell_line(view, layout, y, snapshot.schedule.num_layers, painter) for y in range(layout.rows)]
+    cells, num_layers = _Cells.of(view, "kept"), snapshot.schedule.num_layers
+    if layout.blocks * layout.rows < num_layers:
+        title += f", L{layout.first}–L{layout.layer_at(layout.rows - 1, layout.blocks - 1)} of {num_layers}"
+    lines = [row(_line_parts(view, layout, y, num_layers, cells)) for y in range(layout.rows)]
     return [rule(title, width, ink, tag=where, tag_style=ink.text), *lines]
 
 
@@ -124,86 +126,80 @@ def strip_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | N
     return _hit(view, _strip_fold(view, width, height), x, y - 1)
 
 
-def legend(view: View, width: int) -> Strip:
+def legend(view: View, width: int, _height: int) -> list[Strip]:
     """What colours and glyphs mean, with the values at both ends."""
     snapshot, ink = view.snapshot, view.ink
-    assert snapshot is not None
-    metric, volume = METRICS[view.metric], volume_of(snapshot, view.metric)
-    low, high = metric.bounds(snapshot, volume, view.cursor) if snapshot.scales_done else (0.0, 0.0)
-    scale: list[Part] = (
-        [(RAMP, ink.text)] if ink.glyphs else [(" ", style) for style in ink.heat[:: 1 if width >= 70 else 2]]
-    )
-    parts: list[Part] = [(" ", ink.text), (f"{metric.text(snapshot, low)} ", ink.muted), *scale]
-    parts += [(f" {metric.text(snapshot, high)}", ink.muted), ("   · dropped  ? not measured", ink.muted)]
-    return row(fit(parts, width, ink.muted))
+    if snapshot is None:
+        return []
+    metric, cells = METRICS[view.metric], _Cells.of(view, view.metric)
+    scale: list[Part] = [(BLOCK, style) for style in ink.heat]
+    if metric.amount or ink.glyphs:
+        scale = [(RAMP[:-1] if metric.amount else RAMP, ink.calm if metric.amount else ink.text)]
+    low, high = (metric.text(snapshot, value) for value in (cells.low, cells.high))
+    parts: list[Part] = [(f" {low} ", ink.muted), *scale, (f" {high}", ink.muted)]
+    for sign in (f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
+        entry = (f"   {sign}", ink.muted)
+        parts += [entry] if parts_width([*parts, entry]) <= width else []
+    return [row(parts, width)]
 
 
 @dataclass(frozen=True, slots=True)
-class _GridPainter:
-    """Cells as wide as the fold allows, filled by level, or glyphs."""
+class _Cells:
+    """How each cell of one query and source scale looks."""
 
     view: View
     volume: Volume
     low: float
     high: float
+    amount: bool
 
     @classmethod
-    def of(cls, view: View, volume: Volume) -> _GridPainter:
-        assert view.snapshot is not None
-        if view.cursor.query_scale >= len(volume.values):
-            return cls(view, volume, 0.0, 0.0)
-        low, high = METRICS[view.metric].bounds(view.snapshot, volume, view.cursor)
-        return cls(view, volume, low, high)
+    def of(cls, view: View, metric_name: str) -> _Cells:
+        assert view.snapshot is not None  # the painters ask before
+        metric, volume = METRICS[metric_name], volume_of(view.snapshot, metric_name)
+        ready = view.cursor.query_scale < len(volume.values)
+        low, high = metric.bounds(view.snapshot, volume, view.cursor) if ready else (0.0, 0.0)
+        return cls(view, volume, low, high, metric.amount)
 
-    def cell(self, layer: int, head: int, width: int) -> list[Part]:
-        text, style = self._look(layer, head, width)
+    def parts(self, layer: int, head: int, width: int) -> list[Part]:
+        """A cell of this many columns; framed if the cursor is on it."""
+        text, style = self._look(layer, head)
         if (layer, head) != (self.view.cursor.layer, self.view.cursor.head):
-            return [(text, style)]
-        ink, inner = self.view.ink, text.strip()[:1]
+            filled = text not in _ABSENT.values()
+            return [((text * max(1, width - 1) if filled else text.center(width)).ljust(width)[:width], style)]
+        ink = self.view.ink
         if width == 1:
-            return [(inner if inner in (DROPPED, UNKNOWN) else "◆", ink.cursor)]
-        frame: list[Part] = [("▐", ink.accent), (inner or " ", style)]
+            return [(text if text in (DROPPED, UNKNOWN) else "◆", ink.cursor)]
+        frame: list[Part] = [("▐", ink.accent), (text, style)]
         return frame if width == 2 else [*frame, ("▌", ink.accent)]
 
-    def _look(self, layer: int, head: int, width: int) -> Part:
-        ink, cursor = self.view.ink, self.view.cursor
-        if cursor.query_scale >= len(self.volume.values):
-            return UNWRITTEN.center(width), ink.muted
-        place = (cursor.query_scale, layer, head, cursor.source_scale)
-        cell = self.volume.cells[place]
-        if cell != Cell.VALUE:
-            return _absent(int(cell)).center(width), ink.muted
-        value = float(self.volume.values[place])
-        if ink.glyphs:
-            return (glyph(value, self.low, self.high) * max(1, width - 1)).ljust(width), ink.text
-        return " " * width, ink.heat[level(value, self.low, self.high)]
-
-
-@dataclass(frozen=True, slots=True)
-class _StripPainter(_GridPainter):
-    """One glyph a head: full blocks for what is kept whole."""
-
-    @classmethod
-    def of(cls, view: View, volume: Volume) -> _StripPainter:
-        assert view.snapshot is not None
-        return cls(view, volume, 0.0, float(view.snapshot.schedule.scales.tokens[view.cursor.source_scale]))
-
-    def _look(self, layer: int, head: int, width: int) -> Part:
+    def _look(self, layer: int, head: int) -> Part:
         ink, cursor = self.view.ink, self.view.cursor
         if cursor.query_scale >= len(self.volume.values):
             return UNWRITTEN, ink.muted
         place = (cursor.query_scale, layer, head, cursor.source_scale)
-        cell = self.volume.cells[place]
-        if cell != Cell.VALUE:
-            return _absent(int(cell)), ink.muted
-        return RAMP[level(float(self.volume.values[place]), self.low, self.high, levels=len(RAMP) - 1)], ink.accent
+        cell, value = Cell(int(self.volume.cells[place])), float(self.volume.values[place])
+        if cell is not Cell.VALUE:
+            return _ABSENT[cell], ink.muted
+        if self.amount:
+            return RAMP[level(value, self.low, self.high, levels=len(RAMP) - 1)], ink.calm
+        if ink.glyphs:
+            return glyph(value, self.low, self.high), ink.text
+        return BLOCK, ink.heat[level(value, self.low, self.high)]
 
 
-def _cell_line(view: View, layout: Fold, y: int, num_layers: int, painter: _GridPainter) -> Strip:
-    return row(_cell_parts(view, layout, y, num_layers, painter))
+_ABSENT = {Cell.DROPPED: DROPPED, Cell.UNKNOWN: UNKNOWN, Cell.UNWRITTEN: UNWRITTEN}
 
 
-def _cell_parts(view: View, layout: Fold, y: int, num_layers: int, painter: _GridPainter) -> Iterator[Part]:
+def _absence(view: View, snapshot: Snapshot) -> str:
+    """Why there is no cell to draw at all; empty: there are."""
+    query, source = view.cursor.query_scale, view.cursor.source_scale
+    if query >= snapshot.scales_done:
+        return "no scale yet" if snapshot.status == "live" else "no scale was recorded"
+    return f"source scale {source} comes after query scale {query}" if source > query else ""
+
+
+def _line_parts(view: View, layout: Fold, y: int, num_layers: int, cells: _Cells) -> Iterator[Part]:
     ink = view.ink
     for block in range(layout.blocks):
         layer = layout.layer_at(y, block)
@@ -212,7 +208,7 @@ def _cell_parts(view: View, layout: Fold, y: int, num_layers: int, painter: _Gri
         style: Style = ink.accent if layer == view.cursor.layer else ink.muted
         yield f" L{layer:<{_LABEL - 2}}", style
         for head in range(layout.heads):
-            yield from painter.cell(layer, head, layout.cell)
+            yield from cells.parts(layer, head, layout.cell)
         yield " " * _GAP, ink.muted
 
 
@@ -232,9 +228,12 @@ def _head_numbers(view: View, layout: Fold) -> Strip:
 
 
 def _strip_fold(view: View, width: int, height: int) -> Fold:
+    """As many blocks as fit beside each other, to be low."""
     assert view.snapshot is not None
     schedule = view.snapshot.schedule
-    return fold(schedule.num_layers, schedule.num_heads, width, height - 1, widest=1, layer=view.cursor.layer)
+    blocks = max(1, width // (_LABEL + schedule.num_heads + _GAP))
+    rows = min(height - 1, -(-schedule.num_layers // blocks))
+    return fold(schedule.num_layers, schedule.num_heads, width, max(1, rows), widest=1, layer=view.cursor.layer)
 
 
 def _hit(view: View, layout: Fold, x: int, y: int) -> Cursor | None:
@@ -245,8 +244,3 @@ def _hit(view: View, layout: Fold, x: int, y: int) -> Cursor | None:
     if inside < _LABEL or head >= layout.heads or y >= layout.rows or block >= layout.blocks:
         return None
     return replace(view.cursor, layer=layer, head=head) if layer < snapshot.schedule.num_layers else None
-
-
-def _absent(cell: int) -> str:
-    return {Cell.DROPPED: DROPPED, Cell.UNKNOWN: UNKNOWN}.get(Cell(cell), UNWRITTEN)
-

@@ -38,6 +38,10 @@ def ledger(view: View, width: int, _height: int) -> list[Strip]:
     return [rule("cache, peak so far", width, view.ink), *body]
 
 
+def ledger_height(view: View, _width: int) -> int:
+    return 1 if view.snapshot is None else 1 + len(_lines(view))
+
+
 def _lines(view: View) -> list[_Line]:
     snapshot, ink = view.snapshot, view.ink
     assert snapshot is not None
@@ -47,34 +51,37 @@ def _lines(view: View) -> list[_Line]:
         _Line(
             "accounted",
             summary.accounted_peak_bytes,
-            _share(summary.accounted_peak_of_budget, "of budget"),
+            _share(summary.accounted_peak_of_budget, summary.accounted_peak_fraction),
             tags["accounted_peak_bytes"],
             ink.bad if over else ink.accent,
         ),
         _Line(
             "stored",
             summary.storage_peak_bytes,
-            _share(summary.storage_peak_of_budget, "of budget"),
+            _share(summary.storage_peak_of_budget, summary.storage_peak_fraction),
             tags["storage_peak_bytes"],
             ink.accent,
         ),
     ]
     if summary.budget_bytes is not None:
-        words = _share(summary.budget, "of full")
+        words = _share(None, summary.budget)
         lines.append(_Line("budget", summary.budget_bytes, words, tags["budget_bytes"], ink.text))
     words = f"{units.tokens_text(summary.denominator_tokens)}"
     lines.append(_Line("full history", summary.full_history_bytes, words, tags["full_history_bytes"], ink.muted))
     return lines
 
 
-def _share(fraction: float | None, of: str) -> str:
-    return "" if fraction is None else f"{units.fraction_text(fraction)} {of}"
+def _share(of_budget: float | None, of_full: float | None) -> str:
+    """Of the budget, or where there is none of the full history."""
+    if of_budget is not None:
+        return f"{units.fraction_text(of_budget)} of budget"
+    return "" if of_full is None else f"{units.fraction_text(of_full)} of full"
 
 
 def _bar_line(line: _Line, top: int, width: int, ink: Ink) -> Strip:
     head: list[Part] = [
         (f" {line.name:<{_LABEL - 1}}", ink.muted),
-        (f"{units.bytes_text(line.num_bytes, absent='none yet'):>{_VALUE - 2}}  ", ink.strong),
+        (f"{units.bytes_text(line.num_bytes, absent='none'):>{_VALUE - 2}}  ", ink.strong),
     ]
     words = 17 if width < 64 else 27
     room = max(0, width - _LABEL - _VALUE - words - _TAG - 1)

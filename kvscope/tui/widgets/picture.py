@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+from rich.color import Color
 from rich.style import Style
 from textual.strip import Strip
 
@@ -30,7 +31,7 @@ def picture(view: View, width: int, height: int) -> list[Strip]:
         words = "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
         return [head, *centred([[(words, ink.muted)]], width, height - 1)]
     small = _fitted(pixels, width - 2, 2 * (height - 1))
-    lines = _shaded(small, view) if ink.ascii else _half_blocks(small)
+    lines = _shaded(small, view) if ink.plain else _half_blocks(small)
     left = max(0, (width - small.shape[1]) // 2)
     return [head, *(row([(" " * left, ink.text), *line]) for line in lines)]
 
@@ -79,7 +80,7 @@ def _quantised(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=16384)
 def _pair(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
-    return Style(color="#%02x%02x%02x" % top, bgcolor="#%02x%02x%02x" % bottom)
+    return Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*bottom))
 
 
 def _shaded(pixels: NDArray[np.uint8], view: View) -> list[list[Part]]:

@@ -19,7 +19,7 @@ _COLUMNS = (
     ("tokens", 8),
     ("accounted", 11),
     ("stored", 11),
-    ("freed", 16),
+    ("freed", 18),
     ("time", 10),
 )
 
@@ -33,7 +33,9 @@ def scale_table(view: View, width: int, height: int) -> list[Strip]:
     count, room = snapshot.schedule.scales.num_scales, max(1, height - 2)
     first = max(0, min(view.cursor.query_scale - room // 2, count - room))
     lines = [_scale_line(view, snapshot, scale, width) for scale in range(count)[first : first + room]]
-    title = "scales, peak of each" if count <= room else f"scales {first}–{first + len(lines) - 1} of {count}, peak of each"
+    title = (
+        "scales, peak of each" if count <= room else f"scales {first}–{first + len(lines) - 1} of {count}, peak of each"
+    )
     return [rule(title, width, ink, tag=snapshot.summary.tags["scales"]), row([(titles, ink.muted)]), *lines]
 
 
