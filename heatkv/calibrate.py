@@ -5,11 +5,10 @@ The model is unpruned while it is measured; only the conditional row counts; the
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from heatkv.errors import HeatKVError
+import numpy as np
+
 from heatkv.generate import Sampling, generate
 from heatkv.probe import NullProbe, StepInfo
 from heatkv.scas import ScasAccumulator
@@ -33,6 +32,19 @@ class ScasProbe(NullProbe):
         self._accumulator.add(step.query_scale, step.layer, step.attention_mass.cpu().double().numpy())
 
 
+class MassProbe(NullProbe):
+    """Keeps every step's attention mass: `mass` [query_scale, layer, head, source_scale] float32, NaN where none is."""
+
+    wants_attention_mass = True
+
+    def __init__(self, shape: tuple[int, int, int, int]) -> None:
+        self.mass = np.full(shape, np.nan, np.float32)
+
+    def step_done(self, step: StepInfo) -> None:
+        assert step.attention_mass is not None
+        self.mass[step.query_scale, step.layer] = step.attention_mass.float().cpu().numpy()
+
+
 def measure_prompt(
     model: Infinity,
     encoder: TextEncoder,
@@ -49,25 +61,3 @@ def measure_prompt(
     generate(model, encoder.encode([prompt]), scales, sampling=sampling, seed=seed, probe=ScasProbe(accumulator))
     accumulator.prompts += 1
     return accumulator
-
-
-def read_prompts(path: Path) -> list[str]:
-    """Prompts of a .txt (one a line) or .jsonl (`prompt`, `caption` or `captions[0]`); blank lines are skipped."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeatKVError(f"{path}: cannot be read as prompts ({error}); expected text, one prompt a line") from None
-    lines = [line for line in lines if line]
-    prompts = [_json_prompt(path, line) for line in lines] if path.suffix == ".jsonl" else lines
-    if not prompts:
-        raise HeatKVError(f"{path}: holds no prompts; expected one a line")
-    return prompts
-
-
-def _json_prompt(path: Path, line: str) -> str:
-    try:
-        record = json.loads(line)
-        prompt = record.get("prompt") or record.get("caption") or record["captions"][0]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise HeatKVError(f"{path}: no prompt in {line[:60]!r}; expected prompt, caption or captions") from None
-    return str(prompt)

@@ -125,6 +125,29 @@ def plan_command(args: argparse.Namespace) -> int:
     return 0
 
 
+def calibrate_command(args: argparse.Namespace) -> int:
+    """Measure attention over prompts; rank the heads."""
+    from heatkv.prompts import read_prompts
+    from kvscope.calibrate import run_calibration
+    from kvscope.official import save_official
+
+    prompts = read_prompts(args.prompts)
+    if args.samples is not None and not 1 <= args.samples <= len(prompts):
+        raise UsageError(f"--samples {args.samples}; {args.prompts} holds {len(prompts)} prompts")
+    _set_threads(args.threads)
+    calibration = run_calibration(
+        job_of(args), prompts[: args.samples], args.output, overwrite=args.overwrite, narrate=narrate
+    )
+    written = [args.output]
+    if args.official is not None:
+        written += save_official(calibration, args.official, overwrite=args.overwrite)
+    if args.json:
+        _print_json({"calibration": str(args.output), "prompts": len(calibration.settings.prompts)})
+    else:
+        _print("\n".join(map(str, written)))
+    return 0
+
+
 def demo_command(args: argparse.Namespace) -> int:
     """Record a HeatKV run of the bundled model and open it."""
     from kvscope.demo import demo_job
@@ -146,28 +169,29 @@ def job_of(args: argparse.Namespace) -> Job:
     from heatkv.config import model_config
     from kvscope.job import Job
 
+    given = {name: value for name, value in vars(args).items() if value is not None}
     config = model_config(args.model)
-    if args.schedule is not None and (args.orders is not None or args.budget is not None):
+    if "schedule" in given and given.keys() & {"orders", "budget"}:
         raise UsageError("--schedule says all that --orders and --budget would; give one or the other")
     return Job(
-        prompt=getattr(args, "prompt", None) or _DEMO_PROMPT,
+        prompt=given.get("prompt", _DEMO_PROMPT),
         model=config.name,
-        policy=args.policy or ("full" if args.budget is None else "heatkv"),
-        seed=getattr(args, "seed", 0),
-        negative_prompt=getattr(args, "negative_prompt", None),
-        weights=_text(getattr(args, "weights", None)),
-        random_weights=getattr(args, "random_weights", False),
+        policy=given.get("policy", "heatkv" if "budget" in given else "full"),
+        seed=given.get("seed", 0),
+        negative_prompt=given.get("negative_prompt"),
+        weights=_text(given.get("weights")),
+        random_weights=given.get("random_weights", False),
         resolution=args.resolution,
         aspect=args.aspect,
-        budget=args.budget,
-        orders=_text(args.orders),
-        schedule=_text(args.schedule),
+        budget=given.get("budget"),
+        orders=_text(given.get("orders")),
+        schedule=_text(given.get("schedule")),
         sink_scales=args.sink_scales,
-        cfg=config.cfg if args.cfg is None else args.cfg,
-        tau=config.tau if getattr(args, "tau", None) is None else args.tau,
+        cfg=given.get("cfg", config.cfg),
+        tau=given.get("tau", config.tau),
         dtype=args.dtype,
-        device=getattr(args, "device", "cpu"),
-        attention_mass=not getattr(args, "no_attention_mass", False),
+        device=given.get("device", "cpu"),
+        attention_mass=not given.get("no_attention_mass", False),
     )
 
 
@@ -176,48 +200,69 @@ def default_output(model: str, policy: str) -> Path:
     return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}.h5")
 
 
-def _plan_options(parser: argparse.ArgumentParser) -> None:
+def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="infinity-tiny", metavar="M", help="model to run (default: %(default)s)")
     add("--resolution", metavar="R", help="0.06M, 0.25M, 0.60M or 1M (default: 1M, or the model's only one)")
-    add(
-        "--aspect",
-        type=float,
-        default=1.0,
-        metavar="A",
-        help="height / width, to the nearest template (default: 1.0)",
-    )
-    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
-    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
-    add("--orders", type=Path, metavar="FILE", help="head orders, least needed first, for policy heatkv")
+    add("--aspect", type=float, default=1.0, metavar="A", help="height / width, to the nearest template (default: 1.0)")
     add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
-    add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
     add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
 
+def _policy_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
+    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
+    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
+    add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
+
+
+def _weights_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
+    add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
+    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
 def _run_options(parser: argparse.ArgumentParser) -> None:
-    _plan_options(parser)
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help=f"what to draw (default: {_DEMO_PROMPT!r})")
     add("--negative-prompt", metavar="TEXT", help="text of the unconditional row (default: the learned one)")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
-    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
-    add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
-    add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
-    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    _model_options(parser)
+    _policy_options(parser)
+    _weights_options(parser)
     add("--no-attention-mass", action="store_true", help="do not measure attention (faster)")
     add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
     add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
     add("--open", action="store_true", help="watch the run on the screen while it is recorded")
 
 
-def _plan_command_options(parser: argparse.ArgumentParser) -> None:
-    _plan_options(parser)
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    _model_options(parser)
+    _policy_options(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
+
+
+def _calibrate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="one prompt a line, or .jsonl with prompt or caption",
+    )
+    add("--samples", type=int, metavar="N", help="use only the first N prompts")
+    _model_options(parser)
+    _weights_options(parser)
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
+    add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
 
 
 def _trace_options(parser: argparse.ArgumentParser) -> None:
@@ -249,9 +294,15 @@ COMMANDS: dict[str, Command] = {
     ),
     "open": Command(open_command, _trace_options, "open a trace, finished or still growing", "kvscope open run.h5"),
     "stats": Command(stats_command, _stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
+    "calibrate": Command(
+        calibrate_command,
+        _calibrate_options,
+        "measure attention over prompts, and rank the heads by it",
+        "kvscope calibrate --model infinity-2b --weights DIR --prompts prompts.txt --samples 10 -o scas.h5",
+    ),
     "plan": Command(
         plan_command,
-        _plan_command_options,
+        _plan_options,
         "plan a schedule without running it",
         "kvscope plan --model infinity-2b --resolution 1M --orders 2b.json --budget 0.1 -o schedule.json",
     ),

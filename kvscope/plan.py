@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from heatkv.policies import load_policy
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
+from kvscope.calibration import Calibration, is_calibration
 from kvscope.errors import UsageError
 from kvscope.job import Job
 
@@ -42,9 +43,18 @@ def plan_job(job: Job) -> Plan:
         return Plan(config, scales, policy().plan(config, scales, budget=job.budget, sink_scales=job.sink_scales))
     if job.orders is None:
         raise UsageError(f"policy {job.policy} needs head orders; give --orders FILE (kvscope calibrate makes one)")
-    orders = HeadOrders.load(Path(job.orders), config=config)
     sinks = config.sink_scales if job.sink_scales is None else job.sink_scales
+    orders = load_orders(Path(job.orders), config)
     return Plan(config, scales, policy(orders=orders).plan(config, scales, budget=job.budget, sink_scales=sinks))
+
+
+def load_orders(path: Path, config: ModelConfig) -> HeadOrders:
+    """Head orders from an official file, or from a calibration's scores."""
+    if not is_calibration(path):
+        return HeadOrders.load(path, config=config)
+    orders = replace(Calibration.load(path).scores().orders(), source=str(path))
+    orders.check_model(config)
+    return orders
 
 
 @dataclass(frozen=True, slots=True)

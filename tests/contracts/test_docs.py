@@ -28,7 +28,8 @@ def test_every_command_and_exit_code_is_documented() -> None:
 
 def shown_commands() -> list[str]:
     """Every `kvscope …` line in a code block of the README and the docs, and every command's example."""
-    blocks = [block for path in PAGES for block in re.findall(r"```(?:sh)?\n(.*?)```", path.read_text("utf-8"), re.DOTALL)]
+    texts = [path.read_text(encoding="utf-8") for path in PAGES]
+    blocks = [block for text in texts for block in re.findall(r"```(?:sh)?\n(.*?)```", text, re.DOTALL)]
     lines = [line.split("#")[0].strip() for block in blocks for line in block.splitlines()]
     return sorted({line for line in lines if line.startswith("kvscope ")} | {one.example for one in COMMANDS.values()})
 

@@ -15,11 +15,16 @@ ALLOWED = {
     "import heatkv.errors, heatkv.config, heatkv.scales, heatkv.probe": (),
     "import heatkv.schedule, heatkv.orders, heatkv.scas, heatkv.policies.full, heatkv.policies.heatkv": ("numpy",),
     "import kvscope.errors, kvscope.units, kvscope.job, kvscope.cli": (),
-    "import kvscope.plan, kvscope.report, kvscope.png": ("numpy",),
+    "import kvscope.report, kvscope.png": ("numpy",),
+    "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),
     "import kvscope.trace, kvscope.recorder, kvscope.analysis": ("numpy", "h5py"),
-    "import kvscope.runner, kvscope.demo, kvscope.progress, kvscope.live": ("numpy", "h5py", "pynvml"),
+    "import kvscope.runner, kvscope.demo, kvscope.progress, kvscope.live, kvscope.calibrate": (
+        "numpy",
+        "h5py",
+        "pynvml",
+    ),
     "import kvscope.tui.app": ("numpy", "h5py", "textual"),
-    "from kvscope.cli import main; main(['plan', '--model', 'infinity-2b', '--resolution', '1M'])": ("numpy",),
+    "from kvscope.cli import main; main(['plan', '--model', 'infinity-2b', '--resolution', '1M'])": ("numpy", "h5py"),
 }
 
 

@@ -1,0 +1,91 @@
+"""run_calibration: prompts through the unpruned model, one after another, into a calibration file that can go on."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heatkv.config import model_config
+from kvscope.calibration import Calibration, CalibrationFile, Settings
+from kvscope.job import Job
+from kvscope.runner import load_pipeline
+from kvscope.units import seconds_text
+
+if TYPE_CHECKING:
+    from heatkv.pipeline import Pipeline
+
+Narrate = Callable[[str], None]
+
+
+def run_calibration(
+    job: Job, prompts: list[str], out: Path, *, overwrite: bool = False, narrate: Narrate = lambda _: None
+) -> Calibration:
+    """Measure every prompt (seed of the job + its index); prompts that a stopped calibration measured are not repeated.
+
+    The job's own prompt, policy and budget play no part. Ctrl-C leaves `out` + ".part", with which the same call
+    goes on.
+    """
+    settings = _settings(job, prompts)
+    file = CalibrationFile(out, settings, overwrite=overwrite)
+    done = file.prompts_done
+    if done:
+        narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
+    if done < len(prompts):
+        pipeline = load_pipeline(job, model_config(job.model), narrate)
+        begin = time.monotonic()
+        for index in range(done, len(prompts)):
+            file.append(_measure(pipeline, settings, index))
+            _show(index + 1, len(prompts), done, time.monotonic() - begin)
+    return file.finish()
+
+
+def _settings(job: Job, prompts: list[str]) -> Settings:
+    config = model_config(job.model)
+    return Settings(
+        model=config.name,
+        weights="random" if job.random_weights else (job.weights or "bundled"),
+        scales=config.schedule_for(job.resolution, aspect=job.aspect).to_json(),
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        sink_scales=config.sink_scales if job.sink_scales is None else job.sink_scales,
+        prompts=tuple(prompts),
+        seed=job.seed,
+        cfg=job.cfg,
+        tau=job.tau,
+        top_k=job.top_k,
+        top_p=job.top_p,
+        dtype=job.dtype,
+        device=job.device,
+    )
+
+
+def _measure(pipeline: Pipeline, settings: Settings, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    # Deferred: torch, which is loaded by now; viewers import this package without it.
+    from heatkv.calibrate import MassProbe
+    from heatkv.generate import Sampling
+    from heatkv.scales import ScaleSchedule
+
+    probe = MassProbe(settings.mass_shape)
+    pipeline.generate(
+        [settings.prompts[index]],
+        ScaleSchedule.from_json(settings.scales),
+        sampling=Sampling(cfg=settings.cfg, tau=settings.tau, top_k=settings.top_k, top_p=settings.top_p),
+        seed=settings.seed + index,
+        probe=probe,
+    )
+    return probe.mass
+
+
+def _show(done: int, count: int, before: int, elapsed: float) -> None:
+    left = elapsed / (done - before) * (count - done)
+    line = f"prompt {done:>4}/{count}  {seconds_text(elapsed)} gone, about {seconds_text(left)} left"
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done == count else ""))
+    else:
+        sys.stderr.write(line + "\n")
+    sys.stderr.flush()
