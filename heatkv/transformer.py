@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from heatkv.config import ModelConfig
+from heatkv.errors import HeatKVError
 from heatkv.scales import Grid, ScaleSchedule
 
 NUM_LEVEL_EMBEDDINGS = 15
@@ -81,6 +82,7 @@ class Infinity(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        _check_shape(config)
         self.config = config
         width, text_width = config.width, config.text_width
         self.unconditional_text = nn.Parameter(torch.empty(config.text_maxlen, text_width))
@@ -304,6 +306,17 @@ def initialise(model: nn.Module, *, seed: int) -> None:
 def _repeat(tensor: Tensor, numbers: Tensor) -> None:
     for part in tensor.view(-1).split(len(numbers)):
         part.copy_(numbers[: len(part)])
+
+
+def _check_shape(config: ModelConfig) -> None:
+    """Raises HeatKVError for numbers that make no Infinity."""
+    for what, whole, parts in (
+        ("width, in heads of whole RoPE quadruples", config.width, 4 * config.num_heads),
+        ("width, in text pooling heads", config.width, config.pool_heads),
+        ("layers, in chunks", config.num_layers, config.num_chunks),
+    ):
+        if whole % parts:
+            raise HeatKVError(f"{config.name}: {what}: {whole} is not a multiple of {parts}")
 
 
 def _layer_norm(x: Tensor) -> Tensor:
