@@ -6,9 +6,10 @@ an index file, and safetensors; never unpickles anything but tensors.
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from heatkv.config import MODELS, ModelConfig
 from heatkv.errors import CheckpointError
+from heatkv.files import read_json
 from heatkv.transformer import Infinity, initialise
 from heatkv.vae import BSQVAE
 
@@ -72,11 +74,17 @@ _LAYER_NAMES = {
     "ca_norm.bias": "cross_norm.bias",
 }
 _LAYER_KEY = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
+_OUR_LAYER_KEY = re.compile(r"layers\.(\d+)\.(.+)")
+_OFFICIAL_TOP_NAMES = {ours: official for official, ours in _TOP_NAMES.items()}
+_OFFICIAL_LAYER_NAMES = {ours: official for official, ours in _LAYER_NAMES.items()}
 # Training-time tensors that some official files carry and inference never reads.
 _UNUSED = frozenset({"lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"})
 _VAE_MASKS = frozenset({"quantize.lfq.mask", "quantizer.lfq.mask"})
 _VAE_LEAF = re.compile(r"\.(conv|norm)\.(weight|bias)$")
 _NAMED_ERRORS = 4
+# Raised for damaged bytes. Torch's restricted unpickler lets whatever it stumbles on through, without a useful text.
+_STUMBLES = (pickle.UnpicklingError, struct.error, LookupError, AssertionError, AttributeError, TypeError)
+_UNREADABLE = (SafetensorError, OSError, EOFError, RuntimeError, ValueError)
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
@@ -98,7 +106,7 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder; give --weights a folder, or use --random-weights")
-    entries = [entry for entry in sorted(folder.iterdir()) if _is_checkpoint(entry) and "text" not in entry.name]
+    entries = [entry for entry in sorted(folder.iterdir()) if _is_checkpoint(entry)]
     vaes = [entry for entry in entries if "vae" in entry.name.lower()]
     models = [entry for entry in entries if entry not in vaes]
     for what, found in (("transformer", models), ("VAE (a file with 'vae' in its name)", vaes)):
@@ -157,11 +165,7 @@ def vae_tensors(official: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def official_tensors(model: nn.Module) -> dict[str, Tensor]:
     """A model's tensors under the official names, to be saved. Shapes and layout are the official ones already."""
-    if isinstance(model, BSQVAE):
-        return {_official_vae_name(name, model): tensor for name, tensor in model.state_dict().items()}
-    assert isinstance(model, Infinity)
-    per_chunk = model.config.num_layers // model.config.num_chunks
-    return {_official_name(name, per_chunk): tensor for name, tensor in model.state_dict().items()}
+    return {_official_name(name, model): tensor for name, tensor in model.state_dict().items()}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -175,6 +179,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _is_checkpoint(entry: Path) -> bool:
+    if entry.name.startswith("text_encoder"):
+        return False
     if entry.is_dir():
         return "t5" not in entry.name.lower() and _index_file(entry) is not None
     return entry.suffix in {".pth", ".pt", ".bin", ".safetensors"}
@@ -188,10 +194,7 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     index = _index_file(folder)
     if index is None:
         raise CheckpointError(f"{folder}: a folder without *.index.json; expected the sharded checkpoint and its index")
-    try:
-        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{index}: not a shard index ({error!r}); expected JSON with weight_map") from None
+    weight_map = _weight_map(index)
     tensors: dict[str, Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         if Path(shard).name != shard:
@@ -203,6 +206,16 @@ def _read_shards(folder: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name → name of the shard that holds it."""
+    expected = "a shard index: JSON with weight_map"
+    record = read_json(index, expected=expected, error=CheckpointError)
+    weight_map = record.get("weight_map") if isinstance(record, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{index}: not {expected} from tensor names to files")
+    return weight_map
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file; the download is incomplete")
@@ -210,12 +223,20 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-        return _unwrap(torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path)), path)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: holds objects other than tensors, which are never loaded; convert it") from None
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks on how the file was written
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({reason}); truncated or damaged?") from None
+    except _STUMBLES as error:
+        # torch's text is a page on its API; a user needs only the name of what it would not load.
+        refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if refused:
+            held = f"holds {refused[1]}, and nothing but tensors is ever loaded"
+            raise CheckpointError(f"{path}: {held}; convert it to safetensors") from None
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one; download it again") from None
+    return _unwrap(loaded, path)
 
 
 def _is_zip(path: Path) -> bool:
@@ -249,12 +270,16 @@ def _our_name(official: str, layers_per_chunk: int) -> str:
     return f"layers.{chunk * layers_per_chunk + index}.{_LAYER_NAMES[rest]}"
 
 
-def _official_name(ours: str, layers_per_chunk: int) -> str:
-    if not ours.startswith("layers."):
-        return next(official for official, name in _TOP_NAMES.items() if name == ours)
-    _, index, rest = ours.split(".", 2)
-    chunk, position = divmod(int(index), layers_per_chunk)
-    return f"block_chunks.{chunk}.module.{position}." + next(o for o, name in _LAYER_NAMES.items() if name == rest)
+def _official_name(ours: str, model: nn.Module) -> str:
+    """The official name of a tensor; a name that means nothing here stays."""
+    if isinstance(model, BSQVAE):
+        return _official_vae_name(ours, model)
+    assert isinstance(model, Infinity)
+    match = _OUR_LAYER_KEY.fullmatch(ours)
+    if match is None or match[2] not in _OFFICIAL_LAYER_NAMES:
+        return _OFFICIAL_TOP_NAMES.get(ours, ours)
+    chunk, position = divmod(int(match[1]), model.config.num_layers // model.config.num_chunks)
+    return f"block_chunks.{chunk}.module.{position}.{_OFFICIAL_LAYER_NAMES[match[2]]}"
 
 
 def _our_vae_name(official: str) -> str:
@@ -264,6 +289,8 @@ def _our_vae_name(official: str) -> str:
 
 
 def _official_vae_name(ours: str, model: BSQVAE) -> str:
+    if ours not in model.state_dict():
+        return ours
     module, leaf = ours.rsplit(".", 1)
     kind = "norm" if isinstance(model.get_submodule(module), nn.GroupNorm) else "conv"
     return f"{module}.{kind}.{leaf}"
@@ -273,7 +300,7 @@ def _filled(
     model: ModuleT, tensors: Mapping[str, Tensor], path: Path, config: ModelConfig, device: torch.device | str
 ) -> ModuleT:
     expected = model.state_dict()
-    _check(expected, tensors, path, config)
+    _check(model, tensors, path, config)
     for name, tensor in tensors.items():
         parent, leaf = model.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
         filled = tensor.to(device=device, dtype=expected[name].dtype, copy=True)
@@ -290,7 +317,9 @@ def _randomised(model: ModuleT, device: torch.device | str, seed: int) -> Module
     return model.requires_grad_(False).eval()
 
 
-def _check(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path, config: ModelConfig) -> None:
+def _check(model: nn.Module, found: Mapping[str, Tensor], path: Path, config: ModelConfig) -> None:
+    """Raises CheckpointError, in the file's own names, unless every tensor fits and none is missing or left over."""
+    expected = model.state_dict()
     missing = sorted(expected.keys() - found.keys())
     unused = sorted(found.keys() - expected.keys())
     reshaped = [name for name in expected if name in found and expected[name].shape != found[name].shape]
@@ -298,16 +327,20 @@ def _check(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Pa
     if not (missing or unused or reshaped or integer):
         return
     parts = []
+
+    def some(names: Iterable[str]) -> str:
+        return _some(_official_name(name, model) for name in names)
+
     if missing:
-        parts.append(f"{len(missing)} missing ({_some(missing)})")
+        parts.append(f"{len(missing)} missing ({some(missing)})")
     if unused:
-        parts.append(f"{len(unused)} not used ({_some(unused)})")
+        parts.append(f"{len(unused)} not used ({some(unused)})")
     if reshaped:
         name = reshaped[0]
         shapes = f"{tuple(found[name].shape)} where {config.name} has {tuple(expected[name].shape)}"
-        parts.append(f"{len(reshaped)} of another shape ({name}: {shapes})")
+        parts.append(f"{len(reshaped)} of another shape ({some([name])}: {shapes})")
     if integer:
-        parts.append(f"{len(integer)} not floating point ({_some(integer)})")
+        parts.append(f"{len(integer)} not floating point ({some(integer)})")
     raise CheckpointError(f"{path}: does not fit {config.name}: {'; '.join(parts)}. {_likely_cause(found, config)}")
 
 
@@ -316,15 +349,20 @@ def _likely_cause(found: Mapping[str, Tensor], config: ModelConfig) -> str:
         return "These are VAE weights; was the wrong file named, or a VAE for another patch size?"
     if any(name.startswith("blocks.") for name in found):
         return "Its layers are not in block chunks (block_chunks=1); no official inference checkpoint is like that."
-    width = found["text_norm.weight"].shape[0] if "text_norm.weight" in found else None
-    lvl = found.get("level_embed.weight")
-    layers = {name.split(".")[1] for name in found if name.startswith("layers.")}
+    if "cfg_uncond" in found:
+        return "These are transformer weights; was the wrong file named?"
+    width, text_width = _last_side(found, "level_embed.weight"), _last_side(found, "text_norm.weight")
     for other in MODELS.values():
-        if lvl is not None and lvl.shape[-1] == other.width and other.name != config.name:
-            return f"Its width and {len(layers)} layers look like {other.name}."
-    if width is not None and width != config.text_width:
-        return f"Its text width is {width}, not {config.text_width}."
+        if width == other.width != config.width:
+            return f"Its width {width} is that of {other.name}."
+    if text_width not in (None, config.text_width):
+        return f"Its text width is {text_width}, not {config.text_width}."
     return "Another architecture, other block chunks, or an incomplete file?"
+
+
+def _last_side(tensors: Mapping[str, Tensor], name: str) -> int | None:
+    shape = tensors[name].shape if name in tensors else ()
+    return shape[-1] if shape else None
 
 
 def _some(names: Iterable[str]) -> str:
