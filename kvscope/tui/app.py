@@ -5,9 +5,9 @@ It reads no file itself: a Feed does, from its own thread, and tells by messages
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -16,7 +16,7 @@ from textual.events import DeliveryComplete
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
-from kvscope.tui.actions import ACTIONS, actions_of, bindings
+from kvscope.tui.actions import actions_of, bindings
 from kvscope.tui.cursor import Axis, Cursor, Shape
 from kvscope.tui.feed import Feed, Snapshot
 from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
@@ -37,7 +37,6 @@ class KVScopeApp(App[None]):
     TITLE = "kvscope"
     CSS_PATH = "theme.tcss"
     BINDINGS: ClassVar = bindings()
-    ENABLE_COMMAND_PALETTE = True
 
     def __init__(self, path: Path, *, theme: Theme = DARK, glyphs: bool = False, plain: bool = False) -> None:
         super().__init__()
@@ -55,9 +54,9 @@ class KVScopeApp(App[None]):
     @property
     def view(self) -> View:
         """All that is shown now."""
-        screen = self.screen.NAME if isinstance(self.screen, TraceScreen) else ""
-        style = ink(self.current_theme, glyphs=self._glyphs, plain=self._plain)
-        return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, screen)
+        screen, style = self._trace_screen, ink(self.current_theme, glyphs=self._glyphs, plain=self._plain)
+        name = screen.NAME if screen else ""
+        return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, name)
 
     def on_mount(self) -> None:
         for theme in (DARK, LIGHT):
@@ -97,15 +96,14 @@ class KVScopeApp(App[None]):
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: Textual's own commands, then every action of this screen."""
         yield from super().get_system_commands(screen)
-        name = screen.NAME if isinstance(screen, TraceScreen) else ""
-        for action in actions_of(name):
-            yield SystemCommand(f"{action.help}", f"key {action.shown}", _caller(self, action.command))
+        for action in actions_of(self.view.screen):
+            yield SystemCommand(action.help, f"key {action.shown}", partial(self.run_action, action.command))
 
     def action_show(self, name: str) -> None:
         """Show a screen of SCREENS, in the place of the one that is up."""
         if not self.is_screen_installed(name):
             self.install_screen(load_screen(name)(), name)
-        if isinstance(self.screen, TraceScreen):
+        if self._trace_screen is not None:
             self.switch_screen(name)
         else:
             self.push_screen(name)
@@ -146,9 +144,14 @@ class KVScopeApp(App[None]):
         """Every key of this screen, over it."""
         self.push_screen(HelpScreen(self.view))
 
+    @property
+    def _trace_screen(self) -> TraceScreen | None:
+        """The screen that is up, or that help and palette lie over; None at the very start."""
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, TraceScreen)), None)
+
     def _draw(self) -> None:
-        if isinstance(self.screen, TraceScreen):
-            self.screen.show(self.view)
+        if self._trace_screen is not None:
+            self._trace_screen.show(self.view)
 
 
 def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> int:
@@ -168,7 +171,7 @@ def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> in
 
 
 def _speaks_unicode() -> bool:
-    return "utf" in (sys.stderr.encoding or "").lower() and os.environ.get("TERM") != "linux-ascii"
+    return "utf" in (sys.stderr.encoding or "").lower()
 
 
 def _shape(snapshot: Snapshot) -> Shape:
@@ -181,13 +184,3 @@ def _first_cursor(snapshot: Snapshot) -> Cursor:
     shape = _shape(snapshot)
     source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
     return Cursor(query_scale=shape.query_scale - 1, source_scale=source)
-
-
-def _caller(app: KVScopeApp, command: str):  # type: ignore[no-untyped-def]
-    async def call() -> None:
-        await app.run_action(command)
-
-    return call
-
-
-__all__ = ["ACTIONS", "KVScopeApp", "run_app"]

@@ -34,6 +34,7 @@ def freed_tokens(snapshot: Snapshot) -> NDArray[np.int64]:
     return freed.astype(np.int64)
 
 
+@lru_cache(maxsize=4)
 def bytes_in_columns(snapshot: Snapshot, columns: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The most bytes within each of `columns` equal parts of the run's steps: (measured, planned), [columns] each.
 

@@ -111,7 +111,8 @@ def _ink(
     return Ink(
         text=Style(color=front.hex),
         strong=Style(color=front.hex, bold=True),
-        muted=Style(color=front.blend(ground, 0.42).hex),
+        # As quiet as may be: either stays above WCAG's 4.5 to 1 on the theme's surface.
+        muted=Style(color=front.blend(ground, 0.42 if ground.brightness < 0.5 else 0.3).hex),
         faint=Style(color=front.blend(ground, 0.78).hex),
         accent=Style(color=accent),
         calm=Style(color=Color.parse(accent).blend(ground, 0.45).hex),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _LABEL = 5
 _GAP = 1
 _WIDEST = 3
+_ROOM_FOR_WORDS = 42
 _SHARE = 0.6
 """How much of the Map's width its grid may take."""
 
@@ -85,8 +86,9 @@ def grid_width(view: View, width: int, height: int) -> int:
     """Columns that the grid needs, at most its share of the width."""
     if view.snapshot is None:
         return width
-    layout = grid_fold(view, int(width * _SHARE), height)
-    return layout.blocks * layout.block_width
+    share = int(width * _SHARE)
+    layout = grid_fold(view, share, height)
+    return max(layout.blocks * layout.block_width, min(share, _ROOM_FOR_WORDS))
 
 
 def grid_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | None:

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from textual.message import Message
+
+from kvscope.errors import TraceFormatError
+from kvscope.recorder import Recorder
+from kvscope.tui.feed import Feed
+from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
+
+
+class Inbox:
+    """Collects what a feed posts."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self._news = threading.Condition()
+
+    def post(self, message: Message) -> None:
+        with self._news:
+            self.messages.append(message)
+            self._news.notify_all()
+
+    def wait(self, kind: type[Message], count: int = 1, *, seconds: float = 10.0) -> list[Message]:
+        """The messages of a kind, once there are `count`."""
+        with self._news:
+            assert self._news.wait_for(lambda: len(self.of(kind)) >= count, seconds), "waited too long"
+        return self.of(kind)
+
+    def of(self, kind: type[Message]) -> list[Message]:
+        return [message for message in self.messages if isinstance(message, kind)]
+
+
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "kvscope-feed"]
+
+
+def test_a_finished_trace_is_read_once_and_let_go(tiny_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tiny_trace, inbox.post)
+
+    feed.start()
+    (taken,) = inbox.wait(SnapshotTaken)
+    feed.stop()
+
+    assert taken.snapshot.status == "done"  # type: ignore[attr-defined]
+    assert taken.snapshot.scales_done == 5  # type: ignore[attr-defined]
+    assert not threads()
+
+
+def test_each_new_scale_of_a_live_run_gives_a_snapshot_with_all_before(tmp_path: Path, fake_run: ModuleType) -> None:
+    inbox = Inbox()
+    recorder = Recorder(tmp_path / "grow.h5", fake_run.fake_job())
+    feeds: list[Feed] = []
+
+    def after(scale: int) -> None:
+        if not feeds:
+            feeds.append(Feed(recorder.path, inbox.post))
+            feeds[0].start()
+        inbox.wait(SnapshotTaken)
+        fake_run.wait_for(lambda: inbox.of(SnapshotTaken)[-1].snapshot.scales_done == scale + 1)
+
+    with recorder:
+        fake_run.run(recorder, after=after)
+    fake_run.wait_for(lambda: inbox.of(SnapshotTaken)[-1].snapshot.status == "done")
+    feeds[0].stop()
+
+    last = inbox.of(SnapshotTaken)[-1].snapshot  # type: ignore[attr-defined]
+    assert last.kept_tokens.shape[0] == last.attention_mass.shape[0] == 5
+    assert len(last.previews) == 5
+
+
+def test_arrays_of_a_snapshot_cannot_be_written(tiny_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tiny_trace, inbox.post)
+    feed.start()
+    snapshot = inbox.wait(SnapshotTaken)[0].snapshot  # type: ignore[attr-defined]
+    feed.stop()
+
+    for array in (snapshot.steps, snapshot.kept_tokens, snapshot.read_tokens, snapshot.attention_mass, snapshot.log):
+        assert not array.flags.writeable
+
+
+def test_what_is_not_a_trace_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "not.h5"
+    path.write_text("hello")
+    inbox = Inbox()
+    feed = Feed(path, inbox.post)
+
+    feed.start()
+    (refused,) = inbox.wait(TraceRefused)
+    feed.stop()
+
+    assert isinstance(refused.error, TraceFormatError)  # type: ignore[attr-defined]
+    assert str(path) in str(refused.error)  # type: ignore[attr-defined]
+
+
+def test_a_file_that_vanishes_is_told_once_and_told_again_when_it_is_back(live_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(live_trace, inbox.post)
+    feed.start()
+    inbox.wait(SnapshotTaken)
+    aside = live_trace.with_suffix(".aside")
+
+    live_trace.rename(aside)
+    gone = inbox.wait(TraceLost, 1)[0]
+    aside.rename(live_trace)
+    back = inbox.wait(TraceLost, 2)[1]
+    feed.stop()
+
+    assert "live.h5 is gone" in gone.reason  # type: ignore[attr-defined]
+    assert back.reason is None  # type: ignore[attr-defined]
+
+
+def test_stopping_takes_less_than_a_second_and_leaves_no_thread(live_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(live_trace, inbox.post)
+    feed.start()
+    inbox.wait(SnapshotTaken)
+
+    begin = time.monotonic()
+    feed.stop()
+
+    assert time.monotonic() - begin < 1.0
+    assert not threads()
+
+
+@pytest.mark.parametrize("message", [SnapshotTaken(None), TraceLost(None)])  # type: ignore[arg-type]
+def test_a_newer_message_replaces_the_one_that_waits(message: Message) -> None:
+    assert message.can_replace(type(message)(None))  # type: ignore[call-arg]
+    assert not message.can_replace(Message())
