@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig as ModelConfig
     from heatkv.config import model_config as model_config
     from heatkv.errors import HeatKVError as HeatKVError
+    from heatkv.generate import Generation as Generation
+    from heatkv.generate import Sampling as Sampling
     from heatkv.orders import HeadOrders as HeadOrders
+    from heatkv.pipeline import Pipeline as Pipeline
     from heatkv.policies import POLICIES as POLICIES
     from heatkv.policies import load_policy as load_policy
     from heatkv.scales import ScaleSchedule as ScaleSchedule
@@ -26,7 +29,10 @@ _MODULE_OF = {
     "ModelConfig": "heatkv.config",
     "model_config": "heatkv.config",
     "HeatKVError": "heatkv.errors",
+    "Generation": "heatkv.generate",
+    "Sampling": "heatkv.generate",
     "HeadOrders": "heatkv.orders",
+    "Pipeline": "heatkv.pipeline",
     "POLICIES": "heatkv.policies",
     "load_policy": "heatkv.policies",
     "ScaleSchedule": "heatkv.scales",
