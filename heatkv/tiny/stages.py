@@ -30,6 +30,8 @@ _POOL_SCENES = 20_000
 _MOST_FLIPS = 0.2
 _TEXT_DROPPED = 0.1
 _SMALL_TOKENS = 66
+# Standard deviation of initial weights, times sqrt(inputs); 0.6 elsewhere.
+_GAINS = {"cross.q": 2.0, "cross.kv": 1.0, "text_proj": 1.5, "text_pool.kv": 1.0}
 
 
 class Stage(Protocol):
@@ -111,6 +113,10 @@ def to_pictures(images: Tensor) -> NDArray[np.uint8]:
     return ((images + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
+Pool = tuple[list[Scene], Tensor]
+"""Scenes, and the latents [scenes, code_channels, height, width] of one picture of each: float16, drawn once."""
+
+
 class TinyModel(nn.Module):
     """What the second part trains: the transformer and its text encoder."""
 
@@ -128,7 +134,9 @@ class TransformerStage:
     (Infinity's bitwise self-correction). A scale counts in proportion to its side. One text in ten is dropped.
     """
 
-    def __init__(self, batch: int, num_scales: int, *, vae_weights: dict[str, Tensor]) -> None:
+    def __init__(
+        self, batch: int, num_scales: int, *, vae_weights: dict[str, Tensor], pool: Pool | None = None
+    ) -> None:
         self.module = TinyModel()
         self.batch = batch
         self.num_scales = num_scales
@@ -138,19 +146,17 @@ class TransformerStage:
         self.vae.load_state_dict(vae_weights)
         self._scenes = training_scenes()
         self._rng = np.random.default_rng(0)
-        self._pool: tuple[list[Scene], Tensor] = ([], torch.empty(0))
+        self.pool = pool
 
     def reseed(self, seed: int) -> None:
-        """Draw a new pool of latents, and the batches from it."""
+        """Start the stream of batches anew; the pool is drawn now unless there is one."""
         self._rng = np.random.default_rng(seed)
         torch.manual_seed(seed)
-        scenes = [sample_scene(self._rng, self._scenes) for _ in range(_POOL_SCENES)]
-        self._pool = scenes, torch.cat([self._latents(part) for part in batched(scenes, 64)])
+        self.pool = self.pool or self._draw_pool()
 
     def loss(self) -> tuple[Tensor, dict[str, float]]:
-        if not self._pool[0]:
-            self.reseed(0)
-        scenes, latents = self._pool
+        assert self.pool is not None, "reseed comes first"
+        scenes, latents = self.pool
         chosen = self._rng.integers(len(scenes), size=self.batch)
         labels, features = self._corrupted(latents[chosen].float())
         # The fused CPU attention is slow in its backward at these sizes.
@@ -178,6 +184,10 @@ class TransformerStage:
             pictures.append(self.vae.decode_rgb(summed).numpy())
         self.module.train()
         return alignment_scores(np.concatenate(pictures), scenes)
+
+    def _draw_pool(self) -> Pool:
+        scenes = [sample_scene(self._rng, self._scenes) for _ in range(_POOL_SCENES)]
+        return scenes, torch.cat([self._latents(part) for part in batched(scenes, 64)])
 
     @property
     def _tokens(self) -> list[int]:
@@ -266,7 +276,11 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _initialise(model: Infinity) -> None:
-    """Random weights to train from: gates open, residual branches small, attention scales at 10."""
+    """Random weights to train from: gates open, residual branches small, attention scales at 10.
+
+    Text comes in strongly, and cross attention starts out choosy: which word a token needs is slow to be found by an
+    attention that begins as the mean of all words.
+    """
     shrink = (2 * CONFIG.num_layers) ** -0.5
     with torch.no_grad():
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -276,9 +290,12 @@ def _initialise(model: Infinity) -> None:
                 tensor.fill_(math.log(10))
             elif "norm" in name:
                 tensor.fill_(1)
+            elif name == "text_pool.query":
+                tensor.normal_()
             else:
-                tensor.normal_(std=0.02 if tensor.ndim > 2 or "embed" in name else tensor.shape[-1] ** -0.5 * 0.6)
-            if name.endswith(("proj.weight", "fc2.weight")):
+                gain = next((gain for part, gain in _GAINS.items() if part in name), 0.6)
+                tensor.normal_(std=0.02 if tensor.ndim > 2 or "embed" in name else gain * tensor.shape[-1] ** -0.5)
+            if name.endswith(("attention.proj.weight", "fc2.weight")):
                 tensor.mul_(shrink)
             if name.endswith("modulation") and tensor.ndim == 4:
                 tensor[:, :, :2] += 1  # the two gates

@@ -19,11 +19,16 @@ from heatkv.tiny.scenes import VOCABULARY, PromptError, caption_words
 
 _NUM_LAYERS = 2
 _NUM_HEADS = 4
+_NEIGHBOURS = 7
 _IDS = {word: index for index, word in enumerate(VOCABULARY, start=1)}
 
 
 class TinyTextEncoder(nn.Module):
-    """Word and position embeddings, and two bidirectional pre-norm layers, trained together with the transformer."""
+    """Word and position embeddings, and two bidirectional layers, trained together with the transformer.
+
+    A layer first mixes neighbouring words by a convolution: which colour belongs to which shape, and which of the two
+    comes first, is a matter of a few words' distance.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -83,6 +88,7 @@ class TinyTextEncoder(nn.Module):
 class _Layer(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.mix = nn.Conv1d(width, width, _NEIGHBOURS, padding=_NEIGHBOURS // 2)
         self.norm1 = nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
@@ -91,6 +97,7 @@ class _Layer(nn.Module):
         self.fc2 = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
+        x = x + self.mix((x * seen[:, 0, 0, :, None]).transpose(1, 2)).transpose(1, 2)
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, _NUM_HEADS, -1)).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         x = x + self.proj(out.transpose(1, 2).flatten(2))

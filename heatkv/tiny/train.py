@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from heatkv.checkpoint import official_tensors
 from heatkv.errors import UnknownNameError
-from heatkv.tiny.stages import CONFIG, Stage, TinyModel, TransformerStage, VaeStage
+from heatkv.tiny.stages import CONFIG, Pool, Stage, TinyModel, TransformerStage, VaeStage
 from heatkv.vae import BSQVAE
 
 _RATE_STEPS = 20
@@ -56,9 +56,10 @@ class Phase:
 
 PHASES = (
     Phase("vae", "vae", 0.11, 8, 1.5e-3, 5e-5, 0.995),
-    Phase("scales-5", "transformer", 0.28, 16, 1.2e-3, 1.0e-3, 0.998, num_scales=5, warmup_steps=200),
-    Phase("scales-6", "transformer", 0.23, 16, 1.0e-3, 0.8e-3, 0.998, num_scales=6),
-    Phase("scales-7", "transformer", 0.38, 16, 0.8e-3, 4e-5, 0.999, num_scales=7),
+    Phase("scales-3", "transformer", 0.07, 32, 1.2e-3, 1.2e-3, 0.998, num_scales=3, warmup_steps=100),
+    Phase("scales-5", "transformer", 0.18, 16, 1.2e-3, 1.0e-3, 0.998, num_scales=5),
+    Phase("scales-6", "transformer", 0.20, 16, 1.0e-3, 0.8e-3, 0.998, num_scales=6),
+    Phase("scales-7", "transformer", 0.44, 16, 0.8e-3, 4e-5, 0.999, num_scales=7),
 )
 """The recipe, in order."""
 
@@ -83,6 +84,7 @@ class Trainer:
         self.weights: dict[str, dict[str, Tensor]] = {}
         """Part → its averaged weights so far."""
         self._resumed: dict[str, Any] = {}  # Any: torch state of several kinds
+        self._pool: Pool | None = None
         self._saved_at = time.monotonic()
         out.mkdir(parents=True, exist_ok=True)
         if self._state_path.exists():
@@ -115,7 +117,7 @@ class Trainer:
         return folder
 
     def _run_phase(self, phase: Phase, *, seconds: float | None, steps: int | None) -> None:
-        stage = make_stage(phase, self.weights, seed=self.seed)
+        stage = make_stage(phase, self.weights, seed=self.seed, pool=self._pool)
         optimizer = _optimizer(stage.module, phase)
         average = {name: value.detach().clone() for name, value in stage.module.state_dict().items()}
         stage.reseed(self.seed + 1000 * self.progress.phase + self.progress.step)
@@ -140,6 +142,7 @@ class Trainer:
                     {"module": stage.module.state_dict(), "optimizer": optimizer.state_dict(), "average": average}
                 )
         self.weights[phase.part] = average
+        self._pool = stage.pool if isinstance(stage, TransformerStage) else None
 
     def _report(
         self, phase: Phase, stage: Stage, metrics: dict[str, float], average: dict[str, Tensor], step_s: float
@@ -170,12 +173,12 @@ class Trainer:
         self._resumed = state["current"]
 
 
-def make_stage(phase: Phase, weights: dict[str, dict[str, Tensor]], *, seed: int) -> Stage:
-    """The stage of a phase, with the weights that its part has so far."""
+def make_stage(phase: Phase, weights: dict[str, dict[str, Tensor]], *, seed: int, pool: Pool | None = None) -> Stage:
+    """The stage of a phase, with the weights that its part has so far; `pool`: that of the phase before."""
     torch.manual_seed(seed)
     stage: Stage = VaeStage(phase.batch)
     if phase.part == "transformer":
-        stage = TransformerStage(phase.batch, phase.num_scales, vae_weights=weights["vae"])
+        stage = TransformerStage(phase.batch, phase.num_scales, vae_weights=weights["vae"], pool=pool)
     if phase.part in weights:
         stage.module.load_state_dict(weights[phase.part])
     return stage
