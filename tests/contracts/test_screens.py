@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from kvscope.recorder import Recorder
+from kvscope.trace import Trace
 from kvscope.tui.app import KVScopeApp
 from kvscope.tui.screens import SCREENS, load_screen
 from kvscope.tui.screens.base import TraceScreen
@@ -45,6 +46,11 @@ def fake_run() -> ModuleType:
     return sys.modules["fake_run"]
 
 
+def scales_in(path: Path) -> int:
+    with Trace.open(path) as trace:
+        return trace.scales_done
+
+
 @contextmanager
 def trace_in(state: str, folder: Path) -> Iterator[Path]:
     """A trace in this state, recorded from a run without a model."""
@@ -54,7 +60,9 @@ def trace_in(state: str, folder: Path) -> Iterator[Path]:
     run.run(recorder, scales=scales)
     run.wait_for_scales(path, scales)
     if state == "crashed":
-        path = Path(shutil.copy(path, folder / "copy.h5"))
+        live, path = path, folder / "copy.h5"
+        # A reader in the writer's own process sees a commit just before it is flushed to the file.
+        run.wait_for(lambda: scales_in(shutil.copy(live, path)) == scales)
     if state in ("done", "cancelled", "failed"):
         recorder.finish(state, {"cancelled": "stopped by the user", "failed": "out of memory"}.get(state, ""))
     yield path
@@ -74,6 +82,7 @@ def shown(path: Path, name: str, size: tuple[int, int]) -> list[tuple[str, list[
             await pilot.pause()
             for canvas in app.screen.query(Canvas):
                 if canvas.display and canvas.size.height:
+                    assert canvas.parent.region.contains_region(canvas.region), f"{canvas.id} is cut at {size}"
                     lines = [canvas.render_line(y).text for y in range(canvas.size.height)]
                     parts.append((str(canvas.id), lines, (canvas.size.width, canvas.size.height)))
 

@@ -29,10 +29,11 @@ class MapScreen(TraceScreen):
         #legend { height: 1; }
         #grid { width: auto; }
         #cell { width: 1fr; margin-left: 1; }
-        #words { height: auto; }
+        #words { height: auto; margin-bottom: 1; }
+        &.-short #words { margin-bottom: 0; }
         #history { height: 1fr; layout: vertical; }
-        #sources, #queries { height: auto; margin-top: 1; }
-        &.-short #sources, &.-short #queries { height: 1fr; margin-top: 0; }
+        #sources, #queries { height: auto; max-height: 50%; }
+        &.-wide #sources, &.-wide #queries { max-height: 100%; }
         &.-wide #history { layout: horizontal; }
     }
     """

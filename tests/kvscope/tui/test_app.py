@@ -345,3 +345,17 @@ def test_without_a_terminal_there_is_one_clear_error(tiny_trace: Path) -> None:
 def test_a_missing_file_is_refused_before_any_screen_if_there_is_no_terminal_either() -> None:
     with pytest.raises((NoTerminalError, TraceError)):
         run_app(Path("missing.h5"))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (120, 36), (200, 50)])
+def test_the_bars_show_the_cursors_scale_however_little_room_there_is(
+    drive, wide_trace: Path, size: tuple[int, int]
+) -> None:
+    async def script(viewer) -> None:
+        await viewer.press("2", *["right_curly_bracket"] * 9)
+        for name in ("sources", "queries"):
+            canvas = viewer.canvas(name)
+            assert canvas.parent.region.contains_region(canvas.region)
+            assert any("▸" in line and " 6 " in line for line in viewer.lines(name))
+
+    drive(wide_trace, script, size=size)
