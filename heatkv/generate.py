@@ -5,6 +5,7 @@ Semantics: FoundationVision/Infinity, infinity/models/infinity.py: autoregressiv
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
-from heatkv.transformer import Infinity, Rope, TextContext
+from heatkv.transformer import NUM_LEVEL_EMBEDDINGS, Infinity, Rope, TextContext
 from heatkv.vae import BSQVAE, ResidualCodes
 
 
@@ -42,9 +43,12 @@ class Sampling:
         wrong = [item for item in self.cfg_insertion_layers if item > 0]
         if wrong:
             raise HeatKVError(f"cfg insertion layer {wrong[0]} is not possible; use 0 (logits) or negative numbers")
-        taus = self.tau if isinstance(self.tau, tuple) else (self.tau,)
-        if min(taus) <= 0:
-            raise HeatKVError(f"temperature {min(taus)} is not possible; expected a number above 0")
+        for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
+            if not 0 < tau < math.inf:
+                raise HeatKVError(f"temperature {tau} is not possible; expected a number above 0")
+        for cfg in self.cfg if isinstance(self.cfg, tuple) else (self.cfg,):
+            if not math.isfinite(cfg):
+                raise HeatKVError(f"cfg {cfg} is not possible; expected a finite number")
 
     def check(self, num_scales: int, num_layers: int) -> None:
         """Raises HeatKVError if a list does not fit the scales, or an insertion layer the model."""
@@ -101,13 +105,15 @@ def generate(
     """
     sampling = sampling or Sampling()
     sampling.check(scales.num_scales, model.config.num_layers)
-    if negatives is not None and len(negatives) != len(texts):
-        raise HeatKVError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one each")
+    _check_texts(texts, negatives, model.config)
+    if scales.num_scales > NUM_LEVEL_EMBEDDINGS:
+        raise HeatKVError(f"{scales.num_scales} scales; Infinity knows at most {NUM_LEVEL_EMBEDDINGS}")
     schedule = schedule or FullPolicy().plan(model.config, scales)
     schedule.validate(model.config, scales)
     if forced_bits is not None:
         _check_bits(forced_bits, len(texts), model.config, scales)
-    run = _Run(model, model.encode_text(texts, negatives, guided=sampling.guided), schedule, sampling, probe)
+    text = model.encode_text(texts, negatives, guided=sampling.guided)
+    run = _Run(model, text, scales, schedule, sampling, probe)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
     finally:
@@ -119,10 +125,16 @@ class _Run:
     """The state of one call of generate: text, cache, and where the loop is."""
 
     def __init__(
-        self, model: Infinity, text: TextContext, schedule: PruningSchedule, sampling: Sampling, probe: Probe | None
+        self,
+        model: Infinity,
+        text: TextContext,
+        scales: ScaleSchedule,
+        schedule: PruningSchedule,
+        sampling: Sampling,
+        probe: Probe | None,
     ) -> None:
         self.model, self.text, self.schedule, self.sampling = model, text, schedule, sampling
-        self.scales = schedule.scales
+        self.scales = scales  # not the schedule's: a plan knows the grids, but RoPE is the run's own
         self.probe = probe or NullProbe()
         self.cache = KVCache(schedule)
         self.device = text.pooled.device
@@ -138,7 +150,7 @@ class _Run:
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        self.probe.run_started(_run_start(self.model, self.schedule, self.text.rows, self.device))
+        self.probe.run_started(_run_start(self.model, self.scales, self.schedule, self.text))
         summed = self.codes.zeros(batch, self.device)
         all_bits = []
         for scale in range(self.scales.num_scales):
@@ -234,21 +246,32 @@ def sample_bits(logits: Tensor, sampling: Sampling, generator: torch.Generator |
     return drawn.view(*logits.shape[:2], -1).to(torch.uint8)
 
 
-def _run_start(model: Infinity, schedule: PruningSchedule, rows: int, device: torch.device) -> RunStart:
+def _run_start(model: Infinity, scales: ScaleSchedule, schedule: PruningSchedule, text: TextContext) -> RunStart:
     dtype = model.kv_dtype
     return RunStart(
         model=model.config.name,
-        scales=schedule.scales,
+        scales=scales,
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
         head_dim=model.config.head_dim,
         bits_per_token=model.config.bits_per_token,
-        rows=rows,
+        rows=text.rows,
         dtype=str(dtype).removeprefix("torch."),
         dtype_bytes=dtype.itemsize,
-        device=str(device),
+        device=str(text.pooled.device),
         schedule=schedule,
     )
+
+
+def _check_texts(texts: Sequence[Tensor], negatives: Sequence[Tensor] | None, config: ModelConfig) -> None:
+    if not texts:
+        raise HeatKVError("no prompts; give at least one")
+    if negatives is not None and len(negatives) != len(texts):
+        raise HeatKVError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one each")
+    for text in (*texts, *(negatives or ())):
+        if text.ndim != 2 or text.shape[1] != config.text_width or not 1 <= len(text) <= config.text_maxlen:
+            expected = f"1 to {config.text_maxlen} tokens of {config.text_width} channels"
+            raise HeatKVError(f"prompt features have shape {list(text.shape)}; {config.name} takes {expected}")
 
 
 def _check_bits(forced_bits: Sequence[Tensor], batch: int, config: ModelConfig, scales: ScaleSchedule) -> None:

@@ -84,6 +84,12 @@ class Golden:
         return list(torch.tensor(self.outputs[f"{case}/bits"]).split(self.scales.tokens, dim=1))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Models this small gain nothing from threads, and on a busy machine lose much."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden_small(golden: Path) -> Golden:
     return _golden_model(golden / "infinity_small")
