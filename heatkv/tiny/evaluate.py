@@ -1,7 +1,7 @@
-"""Measures infinity-tiny: `python -m heatkv.tiny.evaluate gates`, and `… policies --orders FILE` for the policy table.
+"""Measures infinity-tiny: `python -m heatkv.tiny.evaluate gates`, `… heads` or `… policies`; JSON lines on stdout.
 
-The gates are what weights must pass before they are committed. Figures go to stdout as JSON lines; held-out captions
-only, so nothing measured here was seen in training.
+The gates are what weights must pass before they are committed; `heads` tells how S-CAS spreads over heads, and how
+stable it is; `policies` is the table of rankings and budgets. Pictures are made from held-out captions only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heatkv.calibrate import measure_prompt
 from heatkv.generate import Sampling
 from heatkv.orders import HeadOrders
 from heatkv.pipeline import DTYPES, Pipeline
 from heatkv.probe import NullProbe, StepInfo
+from heatkv.scas import ScasAccumulator, ScasScores
 from heatkv.tiny.compare import compare, reference_runs
-from heatkv.tiny.scenes import Scene, held_out_scenes, render
+from heatkv.tiny.scenes import Scene, held_out_scenes, render, training_scenes
 from heatkv.tiny.stages import CONFIG, alignment_scores, batched, to_tensor
 from heatkv.vae import ResidualCodes
 
@@ -63,6 +65,51 @@ def gates(pipeline: Pipeline, scenes: tuple[Scene, ...], *, sampling: Sampling, 
         for part, bound in least.items():
             yield Gate(f"{what}: {part}", bound, scores[part], count)
     yield Gate("attention: distance from uniform", 0.15, float(np.mean(uniform_distance(pipeline, scenes[:64]))), 64)
+
+
+def calibrate(pipeline: Pipeline, *, prompts: range, seed: int = 0) -> ScasScores:
+    """S-CAS from training captions with these numbers; disjoint ranges are disjoint sets of captions."""
+    scenes = training_scenes()
+    order = np.random.default_rng(seed).permutation(len(scenes))
+    scales = CONFIG.schedule_for()
+    shape = CONFIG.num_layers, CONFIG.num_heads, scales.num_scales, CONFIG.sink_scales
+    total = ScasAccumulator(*shape)
+    sampling = Sampling(cfg=CONFIG.cfg, tau=CONFIG.tau)
+    for index in prompts:
+        caption = scenes[order[index]].caption
+        measured = measure_prompt(
+            pipeline.transformer,
+            pipeline.encoder,
+            scales,
+            caption,
+            seed=seed + index,
+            sink_scales=CONFIG.sink_scales,
+            sampling=sampling,
+        )
+        total.merge(measured)
+    return total.scores()
+
+
+def heads(pipeline: Pipeline, *, prompts: int, seed: int = 0) -> Iterator[dict[str, Any]]:  # Any: JSON objects
+    """Per source scale: quantiles of S-CAS over heads, and the rank correlation of two halves of the prompts."""
+    half = prompts // 2
+    first = calibrate(pipeline, prompts=range(half), seed=seed)
+    second = calibrate(pipeline, prompts=range(half, 2 * half), seed=seed)
+    for source in first.sources:
+        one, other = first.scores[:, :, source].ravel(), second.scores[:, :, source].ravel()
+        spread = np.quantile((one + other) / 2, [0, 0.1, 0.5, 0.9, 1]).round(4).tolist()
+        yield {
+            "source_scale": source,
+            "side": CONFIG.scales[source][0],
+            "quantiles_0_10_50_90_100": spread,
+            "rank_correlation": round(rank_correlation(one, other), 3),
+            "prompts_per_half": half,
+        }
+
+
+def rank_correlation(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
+    """Spearman's, for values without ties."""
+    return float(np.corrcoef(one.argsort().argsort(), other.argsort().argsort())[0, 1])
 
 
 def reconstruct(pipeline: Pipeline, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -120,12 +167,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     pipeline = Pipeline.load(CONFIG, options.weights, dtype=options.dtype)
     scenes = held_out_scenes(options.prompts, seed=options.seed)
     if options.what == "gates":
-        measured = []
-        for gate in gates(pipeline, scenes, sampling=Sampling(cfg=options.cfg or CONFIG.cfg), seed=options.seed):
-            measured.append(gate.holds)
-            _write(gate.to_json())
+        sampling = Sampling(cfg=options.cfg or CONFIG.cfg, tau=CONFIG.tau)
+        measured = [_write(gate.to_json())["holds"] for gate in gates(pipeline, scenes, sampling=sampling)]
         return 0 if all(measured) else 1
-    orders = HeadOrders.load(options.orders, config=CONFIG)
+    if options.what == "heads":
+        for record in heads(pipeline, prompts=options.prompts or 64):
+            _write(record)
+        return 0
+    orders = calibrate(pipeline, prompts=range(32)).orders()
+    if options.orders is not None:
+        orders = HeadOrders.load(options.orders, config=CONFIG)
     batches = reference_runs(pipeline, scenes, seed=options.seed)
     for row in compare(pipeline, batches, orders, budgets=options.budgets, num_random=options.random):
         _write(row.to_json())
@@ -134,12 +185,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m heatkv.tiny.evaluate", description="Measure infinity-tiny.")
-    parser.add_argument("what", choices=["gates", "policies"])
+    parser.add_argument("what", choices=["gates", "heads", "policies"])
     parser.add_argument("--weights", type=Path, help="weights folder (default: the bundled one)")
     parser.add_argument("--dtype", choices=list(DTYPES), default="bfloat16", help="default: bfloat16")
     parser.add_argument("--prompts", type=int, default=None, help="held-out prompts (default: all)")
     parser.add_argument("--cfg", type=float, default=None, help="guidance of the gates (default: the model's)")
-    parser.add_argument("--orders", type=Path, help="head orders of a calibration, for `policies`")
+    parser.add_argument("--orders", type=Path, help="head orders for `policies` (default: from 32 captions)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 0.2, 0.1, 0.05], help="fractions kept")
     parser.add_argument("--random", type=int, default=5, help="random rankings (default: 5)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
@@ -147,9 +198,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _write(record: dict[str, Any]) -> None:  # Any: a JSON object
+def _write(record: dict[str, Any]) -> dict[str, Any]:  # Any: a JSON object
     sys.stdout.write(json.dumps(record) + "\n")
     sys.stdout.flush()
+    return record
 
 
 if __name__ == "__main__":
