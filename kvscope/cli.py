@@ -95,10 +95,9 @@ def run_command(args: argparse.Namespace) -> int:
 
 def open_command(args: argparse.Namespace) -> int:
     """Open a trace, finished or still growing, on the screen."""
-    _need_terminal(f"use `kvscope stats {args.trace}` instead")
     from kvscope.tui.app import run_app
 
-    return run_app(args.trace)
+    return run_app(args.trace, light=args.light, plain=args.ascii or None)
 
 
 def stats_command(args: argparse.Namespace) -> int:
@@ -269,6 +268,12 @@ def _trace_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, help="a trace file (.h5)")
 
 
+def _open_options(parser: argparse.ArgumentParser) -> None:
+    _trace_options(parser)
+    parser.add_argument("--light", action="store_true", help="dark on light (default: light on dark)")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII only (default: as the terminal can)")
+
+
 def _stats_options(parser: argparse.ArgumentParser) -> None:
     _trace_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -292,7 +297,7 @@ COMMANDS: dict[str, Command] = {
         "generate one image under a cache policy and record it",
         "kvscope run --model infinity-2b --weights DIR --resolution 0.06M --orders 2b.json --budget 0.1 -o run.h5",
     ),
-    "open": Command(open_command, _trace_options, "open a trace, finished or still growing", "kvscope open run.h5"),
+    "open": Command(open_command, _open_options, "open a trace, finished or still growing", "kvscope open run.h5"),
     "stats": Command(stats_command, _stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
     "calibrate": Command(
         calibrate_command,
@@ -364,7 +369,8 @@ def _run_and_open(args: argparse.Namespace, job: Job, out: Path) -> int:
     from kvscope.tui.app import run_app
     from kvscope.writer import check_output
 
-    _need_terminal("run without --open")
+    if not _has_terminal():
+        raise NoTerminalError("there is no terminal to draw on; run without --open")
     if args.json:
         raise UsageError("--open draws on the terminal and --json prints on it; give one or the other")
     # What can be refused is refused here, where it is seen, before a second process starts.
@@ -407,12 +413,8 @@ def _set_threads(threads: int | None) -> None:
 
 
 def _has_terminal() -> bool:
-    return sys.stdin.isatty() and sys.stdout.isatty()
-
-
-def _need_terminal(way_out: str) -> None:
-    if not _has_terminal():
-        raise NoTerminalError(f"there is no terminal to draw on; {way_out}")
+    # Textual reads keys from stdin and draws on stderr; with stdout away, numbers are what is wanted.
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def _stop(*_: object) -> None:

@@ -58,6 +58,10 @@ class Metric:
     text: Callable[[Snapshot, float], str]
 
 
+NEVER_CACHED = "never cached"
+"""Of the last scale: nothing reads it after its own step."""
+
+
 @lru_cache(maxsize=8)
 def volume_of(snapshot: Snapshot, name: str) -> Volume:
     """The volume of a metric, computed once for a snapshot."""
@@ -73,6 +77,8 @@ def cell_text(snapshot: Snapshot, name: str, cursor: Cursor) -> str:
     cell = Cell(int(volume.cells[place]))
     if cell is Cell.VALUE:
         return METRICS[name].text(snapshot, float(volume.values[place]))
+    if cell is Cell.DROPPED and cursor.source_scale == snapshot.schedule.scales.num_scales - 1:
+        return NEVER_CACHED
     return {Cell.DROPPED: "dropped", Cell.UNKNOWN: units.NOT_MEASURED, Cell.UNWRITTEN: "not written yet"}[cell]
 
 

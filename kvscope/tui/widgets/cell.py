@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from textual.strip import Strip
 
-from kvscope.tui.metrics import METRICS, Cell, cell_text, volume_of, why
+from kvscope.tui.metrics import METRICS, NEVER_CACHED, Cell, cell_text, volume_of, why
 from kvscope.tui.palette import DROPPED, UNKNOWN
 from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, row, rule
 from kvscope.tui.widgets.ledger import bar
@@ -77,7 +77,7 @@ def _bar_line(view: View, snapshot: Snapshot, axis: Axis, cursor: Cursor, top: f
     value = _value(view, snapshot, cursor)
     text = cell_text(snapshot, view.metric, cursor)
     if value is None:
-        mark = {"dropped": DROPPED, "not measured": UNKNOWN}.get(text, " ")
+        mark = {"dropped": DROPPED, NEVER_CACHED: DROPPED, "not measured": UNKNOWN}.get(text, " ")
         body: list[Part] = [(mark.ljust(room), ink.muted), (f" {text}", ink.muted)]
     else:
         body = [*bar(value, top, room, ink.accent, ink), (f" {text}", ink.strong if chosen else ink.text)]
