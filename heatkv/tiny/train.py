@@ -1,8 +1,8 @@
 """The training recipe of infinity-tiny: `python -m heatkv.tiny.train --out DIR --minutes 110`.
 
 This file owns the loop: phases, learning rate, moving average, log and checkpoints. What a phase learns from, and by
-which loss, is in `stages`. Every phase counts steps; `--minutes` only says how many, from the rate of its first steps.
-A folder with a checkpoint is resumed; delete it to start anew.
+which loss, is in `stages` and `transformer_stage`. Every phase counts steps; `--minutes` only says how many, from the
+rate of its first steps. A folder with a checkpoint is resumed; delete it to start anew.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from heatkv.checkpoint import official_tensors
 from heatkv.errors import UnknownNameError
-from heatkv.tiny.stages import CONFIG, Pool, Stage, TinyModel, TransformerStage, VaeStage
+from heatkv.tiny.stages import CONFIG, Stage, VaeStage
+from heatkv.tiny.transformer_stage import Pool, TinyModel, TransformerStage
 from heatkv.vae import BSQVAE
 
 _RATE_STEPS = 20

@@ -11,7 +11,7 @@ import pytest
 from heatkv.config import model_config
 from heatkv.generate import Sampling
 from heatkv.pipeline import Pipeline, has_bundled_weights
-from heatkv.tiny import evaluate, stages
+from heatkv.tiny import evaluate, transformer_stage
 from heatkv.tiny.evaluate import Gate, calibrate, gates, heads, rank_correlation
 from heatkv.tiny.scenes import held_out_scenes
 from heatkv.tiny.train import Phase, Trainer
@@ -24,7 +24,7 @@ PHASES = (Phase("vae", "vae", 0.5, 2, 1e-3, 1e-3, 0.9), Phase("few", "transforme
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "_POOL_SCENES", 8)
+        patch.setattr(transformer_stage, "_POOL_SCENES", 8)
         trainer = Trainer(folder, phases=PHASES)
         trainer.run(steps=1)
     return trainer.export(folder / "weights")

@@ -11,10 +11,11 @@ import torch
 from heatkv.generate import Sampling, generate
 from heatkv.pipeline import Pipeline
 from heatkv.probe import NullProbe, ScaleInfo
-from heatkv.tiny import stages
+from heatkv.tiny import transformer_stage
 from heatkv.tiny.scenes import held_out_scenes
-from heatkv.tiny.stages import CONFIG, BlockCausal, TinyModel, TransformerStage, VaeStage
+from heatkv.tiny.stages import CONFIG, VaeStage
 from heatkv.tiny.train import PHASES, Phase, Trainer, main
+from heatkv.tiny.transformer_stage import BlockCausal, TinyModel, TransformerStage
 from heatkv.vae import BSQVAE, ResidualCodes
 
 SHORT = (
@@ -25,7 +26,7 @@ SHORT = (
 
 @pytest.fixture(autouse=True)
 def small_pool(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "_POOL_SCENES", 64)
+    monkeypatch.setattr(transformer_stage, "_POOL_SCENES", 64)
 
 
 class _Logits(NullProbe):
@@ -41,7 +42,7 @@ def vae_stage(batch: int = 4) -> VaeStage:
     return VaeStage(batch)
 
 
-def transformer_stage(num_scales: int = 4, batch: int = 8) -> TransformerStage:
+def some_transformer_stage(num_scales: int = 4, batch: int = 8) -> TransformerStage:
     torch.manual_seed(0)
     stage = TransformerStage(batch, num_scales, vae_weights=BSQVAE(CONFIG.vae).state_dict())
     stage.reseed(0)
@@ -67,13 +68,13 @@ def test_a_few_steps_lower_the_vae_loss() -> None:
 
 
 def test_a_few_steps_lower_the_transformer_loss() -> None:
-    seen = losses(transformer_stage(), 25, 1e-3)
+    seen = losses(some_transformer_stage(), 25, 1e-3)
 
     assert sum(seen[-5:]) < 0.9 * sum(seen[:5])
 
 
 def test_training_sees_what_generation_sees() -> None:
-    stage = transformer_stage(num_scales=len(CONFIG.scales))
+    stage = some_transformer_stage(num_scales=len(CONFIG.scales))
     model, scales = stage.module.transformer.eval(), CONFIG.schedule_for()
     texts = stage.module.text.encode([scene.caption for scene in held_out_scenes(2)])
     made = generate(model, texts, scales, seed=0)
