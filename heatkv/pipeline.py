@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from heatkv.bundled import bundled_weights
 from heatkv.checkpoint import find_weights, load_transformer, load_vae, random_transformer, random_vae
 from heatkv.config import ModelConfig
 from heatkv.errors import CheckpointError, HeatKVError, UnknownNameError
@@ -25,9 +26,6 @@ from heatkv.vae import BSQVAE
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 """Names of the dtypes a model can run in."""
-
-BUNDLED = {"infinity-tiny": Path(__file__).parent / "tiny" / "weights"}
-"""Models whose trained weights come with heatkv, and where."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Pipeline:
         cls, config: ModelConfig, weights: Path | None, *, dtype: str = "bfloat16", device: str = "cpu"
     ) -> Pipeline:
         """The model from a weights folder, or the bundled weights if `weights` is None. Raises CheckpointError."""
-        folder = weights or BUNDLED.get(config.name)
+        folder = weights or bundled_weights(config)
         if folder is None:
             raise CheckpointError(f"{config.name} has no bundled weights; give a weights folder, or use random weights")
         files, number, where = find_weights(folder), _dtype(dtype), _device(device)
@@ -99,12 +97,6 @@ class Pipeline:
             vae=self.vae,
             probe=probe,
         )
-
-
-def has_bundled_weights(config: ModelConfig) -> bool:
-    """Whether `Pipeline.load(config, None)` finds weights."""
-    folder = BUNDLED.get(config.name)
-    return folder is not None and any(folder.glob("*.safetensors"))
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -6,6 +6,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from heatkv.bundled import bundled_weights
+from heatkv.config import MODELS
 from kvscope.job import Job
 
 PROMPT = "a red circle left of a blue square on a white background"
@@ -16,11 +18,7 @@ _CALIBRATION_PROMPTS = 2
 
 def demo_job(narrate: Callable[[str], None]) -> Job:
     """A job whose orders are the bundled ones, or, without weights, measured here on random ones."""
-    # Deferred: torch, which the rest of kvscope never imports.
-    from heatkv.config import MODELS
-    from heatkv.pipeline import has_bundled_weights
-
-    trained = has_bundled_weights(MODELS[MODEL])
+    trained = bundled_weights(MODELS[MODEL]) is not None
     if not trained:
         narrate(
             f"{MODEL} comes without trained weights in this version: random ones stand in, the picture means nothing"
@@ -30,7 +28,7 @@ def demo_job(narrate: Callable[[str], None]) -> Job:
         model=MODEL,
         policy="heatkv",
         budget=BUDGET,
-        orders=str(_measured_orders()),
+        orders=None if trained else str(_measured_orders()),
         random_weights=not trained,
         attention_mass=True,
     )
@@ -38,8 +36,8 @@ def demo_job(narrate: Callable[[str], None]) -> Job:
 
 def _measured_orders() -> Path:
     """Orders from a short calibration of the random model."""
+    # Deferred: torch, which the rest of kvscope never imports.
     from heatkv.calibrate import measure_prompt
-    from heatkv.config import MODELS
     from heatkv.pipeline import Pipeline
 
     pipeline = Pipeline.random(MODELS[MODEL])

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from heatkv.bundled import bundled_orders
 from heatkv.config import ModelConfig, model_config
 from heatkv.orders import HeadOrders
 from heatkv.policies import load_policy
@@ -41,10 +42,11 @@ def plan_job(job: Job) -> Plan:
     policy = load_policy(job.policy)
     if not policy.needs_orders:
         return Plan(config, scales, policy().plan(config, scales, budget=job.budget, sink_scales=job.sink_scales))
-    if job.orders is None:
+    orders_path = bundled_orders(config) if job.orders is None else Path(job.orders)
+    if orders_path is None:
         raise UsageError(f"policy {job.policy} needs head orders; give --orders FILE (kvscope calibrate makes one)")
     sinks = config.sink_scales if job.sink_scales is None else job.sink_scales
-    orders = load_orders(Path(job.orders), config)
+    orders = load_orders(orders_path, config)
     return Plan(config, scales, policy(orders=orders).plan(config, scales, budget=job.budget, sink_scales=sinks))
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from heatkv.bundled import bundled_weights
 from kvscope.errors import UsageError
 from kvscope.job import Job
 from kvscope.nvml import GpuSampler
@@ -88,13 +89,13 @@ def run_job(
 def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate) -> Pipeline:
     """The job's model with its weights. Raises CheckpointError."""
     # Deferred: torch takes more than a second to import, and viewers never need it.
-    from heatkv.pipeline import Pipeline, has_bundled_weights
+    from heatkv.pipeline import Pipeline
 
     begin = time.monotonic()
     if job.random_weights:
         narrate(f"{config.name} with random weights: true memory and time, an image without meaning")
         pipeline = Pipeline.random(config, dtype=job.dtype, device=job.device)
-    elif job.weights is None and not has_bundled_weights(config):
+    elif job.weights is None and bundled_weights(config) is None:
         raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
     else:
         weights = None if job.weights is None else Path(job.weights)
