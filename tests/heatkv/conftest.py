@@ -130,6 +130,25 @@ def small_texts(small_config: ModelConfig) -> list[Tensor]:
     return [torch.randn(length, small_config.text_width, generator=generator) for length in (5, 3)]
 
 
+def save_tiny_t5(folder: Path, *, width: int) -> Path:
+    """A whole T5, encoder and decoder as flan-t5-xl is, that knows the words `a`, `red` and `cat`."""
+    # Deferred: transformers takes seconds to import.
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+
+    vocabulary = {"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "cat": 5}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer.save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = T5Config(vocab_size=6, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
 def lively(config: ModelConfig, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Infinity:
     """A model whose random matrices keep the size of what goes through them, and whose gates are open."""
     model = random_transformer(config, dtype=dtype, device="cpu", seed=0)

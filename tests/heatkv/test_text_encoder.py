@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from heatkv.config import MODELS, ModelConfig
 from heatkv.errors import CheckpointError
 from heatkv.text_encoder import RandomTextEncoder, T5TextEncoder
+from tests.heatkv.conftest import save_tiny_t5
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,21 +27,7 @@ WIDTH = 16
 
 @pytest.fixture(scope="module")
 def t5_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole T5 of a few hundred parameters, encoder and decoder, as flan-t5-xl is."""
-    folder = tmp_path_factory.mktemp("weights") / "tiny-t5"
-    words = Tokenizer(
-        models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "red": 4, "cat": 5}, unk_token="<unk>")
-    )
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = T5Config(vocab_size=6, d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
-        T5ForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    return save_tiny_t5(tmp_path_factory.mktemp("weights") / "tiny-t5", width=WIDTH)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +105,9 @@ def _config_of_no_model(folder: Path) -> None:
 
 
 def _another_architecture(folder: Path) -> None:
+    # Deferred: transformers takes seconds to import.
+    from transformers import BertConfig, BertModel
+
     config = BertConfig(vocab_size=6, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     BertModel(config).save_pretrained(folder)
 
