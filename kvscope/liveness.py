@@ -23,6 +23,9 @@ HEARTBEAT_S = 1.0
 STALE_S = 15.0
 """A last commit older than this means, where there is no lock, that the recorder is gone."""
 
+SUPPORTED = hasattr(fcntl, "F_OFD_SETLK") and struct.calcsize("P") == 8
+"""Whether this system has such locks."""
+
 _BYTE = 1 << 62
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence, start, length, pid
 
@@ -30,7 +33,7 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 def hold(path: Path) -> tuple[int, bool]:
     """(descriptor, whether it holds the lock). Close the descriptor to release it."""
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
-    if not _supported():
+    if not SUPPORTED:
         return descriptor, False
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0))
@@ -41,7 +44,7 @@ def hold(path: Path) -> tuple[int, bool]:
 
 def is_held(path: Path) -> bool:
     """Whether some process holds the lock on this file."""
-    if not _supported():
+    if not SUPPORTED:
         return False
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -52,7 +55,3 @@ def is_held(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return bool(kind != fcntl.F_UNLCK)
-
-
-def _supported() -> bool:
-    return hasattr(fcntl, "F_OFD_SETLK") and struct.calcsize("P") == 8

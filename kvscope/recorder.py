@@ -191,7 +191,7 @@ class Recorder:
         try:
             self._queue.put(message, timeout=MAX_WAIT_S)
         except queue.Full:
-            self.failed = f"the file took no data for {MAX_WAIT_S:.0f} s; recording was given up"
+            self.failed = f"recording stopped (the file took no data for {MAX_WAIT_S:g} s), the run went on"
 
     def _host_arrays(self, steps: list[StepInfo], scale: ScaleInfo) -> _Scale:
         assert self._start is not None  # run_started comes first
@@ -225,7 +225,10 @@ class Recorder:
         try:
             while self._write_batch(writer):
                 pass
-            writer.close()
+            if self.failed is None:
+                writer.close()
+            else:
+                writer.end_early(self.failed)
         except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's for a flush that failed
             self._give_up(writer, error)
         except Exception as error:  # a bug: finish raises it in the run's thread

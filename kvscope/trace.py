@@ -79,9 +79,10 @@ class Header:
 class Trace:
     """A trace file. Open it with `Trace.open`; arrays it gives are read-only."""
 
-    def __init__(self, path: Path, file: h5py.File) -> None:
+    def __init__(self, path: Path, file: h5py.File, *, followed: bool) -> None:
         self.path = path
         self._file = file
+        self._followed = followed
         self._rows: dict[str, NDArray[Any]] = {}
         self._commit: NDArray[np.void]
         self._alive = True
@@ -96,16 +97,16 @@ class Trace:
     def open(cls, path: Path | str) -> Trace:
         """Open a trace, live, ended or crashed. Raises TraceError, or a child that says what is wrong."""
         path = Path(path)
-        file = _open_file(path)
+        file, followed = _open_file(path)
         try:
-            return cls(path, file)
+            return cls(path, file, followed=followed)
         except BaseException:
             file.close()
             raise
 
     def refresh(self) -> bool:
         """Move on to the last commit. True if anything changed, the status included."""
-        if self.status not in ("live", "crashed"):
+        if self.status != "live":
             return False
         before = (self._commit["epoch"], self.status)
         with self._reading():
@@ -223,8 +224,7 @@ class Trace:
         # Asked before reading: the recorder lets go of its lock only after its last commit. The other way round,
         # a run that ends in between would look crashed.
         held = self.header.liveness == "lock" and liveness.is_held(self.path)
-        dataset = self._file["commit"]
-        dataset.id.refresh()
+        dataset = self._dataset("commit")
         if not len(dataset):
             raise TraceFormatError(f"{self.path}: damaged: it has no commit; expected a file made by `kvscope run`")
         self._commit = dataset[-1]
@@ -253,9 +253,13 @@ class Trace:
 
     def _read(self, name: str, select: Callable[[h5py.Dataset], Any]) -> Any:  # Any: what h5py gives, an array
         with self._reading():
-            dataset = self._file[name]
+            return select(self._dataset(name))
+
+    def _dataset(self, name: str) -> h5py.Dataset:
+        dataset = self._file[name]
+        if self._followed:
             dataset.id.refresh()
-            return select(dataset)
+        return dataset
 
     def _check_done(self, scale: int) -> None:
         if not 0 <= scale < self.scales_done:
@@ -272,9 +276,11 @@ class Trace:
             ) from None
 
 
-def _open_file(path: Path) -> h5py.File:
+def _open_file(path: Path) -> tuple[h5py.File, bool]:
+    """(the file, whether it is followed): a live file is, what a dead writer left is read as if it had been closed."""
     if not path.exists():
         raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`")
+    held = liveness.is_held(path)
     try:
         with path.open("rb") as file:
             beginning = file.read(superblock.SIZE)
@@ -283,14 +289,20 @@ def _open_file(path: Path) -> h5py.File:
     if not beginning.startswith(superblock.SIGNATURE):
         raise TraceFormatError(f"{path}: not an HDF5 file; expected a trace made by `kvscope run`")
     _check_length(path, beginning)
+    block = superblock.parse(beginning)
+    followed = held or (block is not None and not block.is_closed and not liveness.SUPPORTED)
     try:
-        return h5py.File(path, "r", swmr=True, locking="best-effort")
+        if followed:
+            return h5py.File(path, "r", swmr=True, locking="best-effort"), True
+        if block is None or block.is_closed:
+            return h5py.File(path, "r", locking="best-effort"), False
+        return h5py.File(superblock.RepairedFile(path), "r"), False
     except OSError as error:
         raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({_first_line(error)})") from None
 
 
 def _check_length(path: Path, beginning: bytes) -> None:
-    """Raises TraceFormatError if a closed file is shorter than it says."""
+    """Raises TraceFormatError if a closed file is shorter than it was then. (A live one's length says nothing.)"""
     block, length = superblock.parse(beginning), path.stat().st_size
     if length < superblock.SIZE:
         raise TraceFormatError(f"{path}: cut short, {length} bytes are left; copy or record it again")

@@ -11,6 +11,7 @@ before HDF5 is asked to grow anything: a full disk is met here, as NoRoomError, 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import time
@@ -36,9 +37,6 @@ _END_BYTES = 1 << 16
 """Always kept in reserve, for the commit that ends a trace on a full disk."""
 _INDEX_BYTES = 1 << 12
 """More than HDF5's bookkeeping grows by when a dataset grows by some chunks."""
-
-# Files that HDF5 could not write: letting go of them makes it try again, and crash.
-_ABANDONED: list[TraceWriter] = []
 
 # h5netcdf and netCDF-C take a dimension scale of this name for an axis without values.
 _NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
@@ -196,8 +194,15 @@ class TraceWriter:
         self.close()
 
     def abandon(self) -> None:
-        """Let go of a file that HDF5 could not write, without touching it; readers find its last commit."""
-        _ABANDONED.append(self)
+        """Let go of a file that HDF5 could not write; it stays as it is, and readers find its last commit.
+
+        HDF5 can neither close such a file nor leave it: it would write again, at the latest when the process exits,
+        mark the damaged file as closed, and crash. So its descriptor is turned to the null device, and it is kept.
+        """
+        null = os.open(os.devnull, os.O_RDWR)
+        os.dup2(null, self._file.id.get_vfd_handle())
+        os.close(null)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
         os.close(self._descriptor)
 
     def _append_along_scales(self, name: str, scale: int, values: NDArray[np.generic] | None) -> None:

@@ -1,0 +1,41 @@
+"""Job: plain data, JSON in and out."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from kvscope.errors import UsageError
+from kvscope.job import Job
+
+JOB = Job("ein Kätzchen", "infinity-2b", "heatkv", seed=7, budget=0.1, orders="orders.json", sink_scales=3)
+
+
+def test_a_job_survives_json() -> None:
+    assert Job.from_json(json.loads(json.dumps(JOB.to_json()))) == JOB
+
+
+def test_keys_of_later_versions_are_ignored() -> None:
+    assert Job.from_json(JOB.to_json() | {"sampler": "new"}) == JOB
+
+
+@pytest.mark.parametrize("record", [{}, {"prompt": "x"}, []])
+def test_a_record_that_is_no_job_says_what_a_job_needs(record: object) -> None:
+    with pytest.raises(UsageError, match="prompt, model and policy"):
+        Job.from_json(record)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mode": "fast"}, "free, forced"),
+        ({"mode": "forced"}, "parent"),
+        ({"budget": 1.5}, "expected 0 to 1"),
+        ({"budget": float("nan")}, "expected 0 to 1"),
+        ({"aspect": 0.0}, "above 0"),
+    ],
+)
+def test_a_job_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Job.from_json(JOB.to_json() | changes)

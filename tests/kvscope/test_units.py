@@ -1,0 +1,77 @@
+"""Text from numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvscope.units import bytes_text, duration_text, fraction_text, seconds_text, tokens_text
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "text"),
+    [
+        (0, "0 B"),
+        (512, "512 B"),
+        (1023, "1023 B"),
+        (1024, "1.00 KiB"),
+        (1536, "1.50 KiB"),
+        (1024**2 - 1, "1.00 MiB"),
+        (3_371_549_327, "3.14 GiB"),
+        (150 * 1024**3, "150 GiB"),
+        (1000 * 1024**2, "1000 MiB"),
+        (-2048, "-2.00 KiB"),
+    ],
+)
+def test_bytes_are_printed_in_binary_units(num_bytes: int, text: str) -> None:
+    assert bytes_text(num_bytes) == text
+
+
+@pytest.mark.parametrize(
+    ("duration_ns", "text"),
+    [
+        (0, "0 ns"),
+        (850, "850 ns"),
+        (1_250, "1.25 µs"),
+        (12_345_678, "12.3 ms"),
+        (999_999_999, "1.00 s"),
+        (4_560_000_000, "4.56 s"),
+        (59_990_000_000, "1 min 00 s"),
+        (185_000_000_000, "3 min 05 s"),
+    ],
+)
+def test_durations_are_printed_in_the_unit_that_fits(duration_ns: int, text: str) -> None:
+    assert duration_text(duration_ns) == text
+    assert seconds_text(duration_ns / 1e9) == text
+
+
+@pytest.mark.parametrize(
+    ("fraction", "text"), [(0.0, "0 %"), (0.1, "10.0 %"), (1.0, "100 %"), (0.00123, "0.123 %"), (0.9999, "100 %")]
+)
+def test_fractions_are_printed_in_percent(fraction: float, text: str) -> None:
+    assert fraction_text(fraction) == text
+
+
+@pytest.mark.parametrize(("tokens", "text"), [(0, "0 tokens"), (1, "1 token"), (10521, "10,521 tokens")])
+def test_tokens_are_counted_in_words(tokens: int, text: str) -> None:
+    assert tokens_text(tokens) == text
+
+
+@pytest.mark.parametrize("text_of", [bytes_text, duration_text, seconds_text, fraction_text, tokens_text])
+@pytest.mark.parametrize("value", [None, math.nan])
+def test_an_unknown_is_never_printed_as_a_number(text_of: object, value: float | None) -> None:
+    assert callable(text_of)
+    assert text_of(value) == "not measured"
+    assert text_of(value, absent="–") == "–"
+
+
+@given(st.integers(0, 1 << 60))
+def test_printed_bytes_are_within_one_percent_of_the_truth(num_bytes: int) -> None:
+    number, unit = bytes_text(num_bytes).split()
+
+    power = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].index(unit)
+    # Three digits are kept, so the error is at most half of the third: 0.5 %.
+    assert float(number) * 1024**power == pytest.approx(num_bytes, rel=0.005)
