@@ -151,7 +151,7 @@ class Recorder:
         self._cost.add(run_ns=time.monotonic_ns() - begin_ns)
 
     def log(self, level: str, text: str) -> None:
-        """Record a line, at level `info`, `warning` or `error`."""
+        """Record a line, at level `info`, `warning` or `error`; before the run starts there is nowhere to."""
         self._send(_LogLine(time.monotonic_ns(), LEVELS.index(level), text))
 
     def finish(self, status: Ending = "done", message: str = "") -> str | None:
