@@ -56,11 +56,11 @@ class Phase:
 
 
 PHASES = (
-    Phase("vae", "vae", 0.11, 8, 1.5e-3, 5e-5, 0.995),
-    Phase("scales-3", "transformer", 0.07, 32, 1.2e-3, 1.2e-3, 0.998, num_scales=3, warmup_steps=100),
-    Phase("scales-5", "transformer", 0.18, 16, 1.2e-3, 1.0e-3, 0.998, num_scales=5),
-    Phase("scales-6", "transformer", 0.20, 16, 1.0e-3, 0.8e-3, 0.998, num_scales=6),
-    Phase("scales-7", "transformer", 0.44, 16, 0.8e-3, 4e-5, 0.999, num_scales=7),
+    Phase("vae", "vae", 0.12, 8, 1.5e-3, 5e-5, 0.995),
+    Phase("scales-3", "transformer", 0.10, 32, 1.2e-3, 1.2e-3, 0.998, num_scales=3, warmup_steps=100),
+    Phase("scales-5", "transformer", 0.14, 16, 1.2e-3, 1.0e-3, 0.998, num_scales=5),
+    Phase("scales-6", "transformer", 0.15, 16, 1.0e-3, 0.8e-3, 0.998, num_scales=6),
+    Phase("scales-7", "transformer", 0.49, 16, 0.8e-3, 4e-5, 0.999, num_scales=7),
 )
 """The recipe, in order."""
 
