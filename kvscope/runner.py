@@ -65,7 +65,12 @@ def run_job(
     forced = _parent_bits(job)
     pipeline = load_pipeline(job, plan.config, narrate)
     recorder = Recorder(
-        out, job, overwrite=overwrite, sampler=GpuSampler(), preview=_preview(pipeline), parent_run_id=forced.run_id
+        out,
+        job,
+        overwrite=overwrite,
+        sampler=GpuSampler(gpu=_gpu(pipeline)),
+        preview=_preview(pipeline),
+        parent_run_id=forced.run_id,
     )
     with recorder:
         generation = pipeline.generate(
@@ -122,7 +127,7 @@ def _parent_bits(job: Job) -> _Parent:
             return _Parent(parent.header.run_id)
         if parent.scales_done < parent.header.scales.num_scales:
             raise UsageError(f"{job.parent}: holds {parent.scales_done} scales; forcing bits needs a finished run")
-        bits = [torch.from_numpy(parent.bits(scale).copy())[None] for scale in range(parent.scales_done)]
+        bits = [torch.from_numpy(parent.bits(scale).copy()) for scale in range(parent.scales_done)]
         return _Parent(parent.header.run_id, bits)
 
 
@@ -131,6 +136,16 @@ def _sampling(job: Job) -> Sampling:
     from heatkv.generate import Sampling
 
     return Sampling(cfg=job.cfg, tau=job.tau, top_k=job.top_k, top_p=job.top_p)
+
+
+def _gpu(pipeline: Pipeline) -> int | str:
+    """What to sample: the run's own GPU by its UUID, as NVML and CUDA number them differently; else the first."""
+    if pipeline.device.type != "cuda":
+        return 0
+    # Deferred: torch, as in load_pipeline.
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(pipeline.device).uuid}"
 
 
 def _preview(pipeline: Pipeline) -> Preview | None:
