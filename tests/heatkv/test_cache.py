@@ -170,6 +170,17 @@ class TestMemory:
         assert [ref() for ref in refs] == [None, None]
         assert _stored(cache, 1).keys.untyped_storage().nbytes() == 4 * ROWS * DIM * 4
 
+    def test_what_is_read_once_and_never_kept_is_never_stored(self) -> None:
+        drop_step = np.full((1, 3, 4), 3, dtype=np.int16)
+        drop_step[0, :2, 1] = 1
+        cache = KVCache(_with(drop_step))
+        _, keys, values = _projection(cache.schedule, 1, 0)
+
+        freed = cache.append(0, query_scale=1, keys=keys, values=values)
+
+        assert freed == 2 * 4
+        assert cache.storage_bytes == 4 * BYTES_PER_TOKEN
+
     def test_early_activation_frees_layers_that_have_not_run_yet(self) -> None:
         drop_step = np.full((2, 2, 4), 7, dtype=np.int16)
         drop_step[:, :, 3] = (6,), (7,)

@@ -393,6 +393,28 @@ class TestGuidance:
             difference = (mixed.scales[scale].logits - plain.scales[scale].logits).abs().max()
             assert (difference <= 1e-5) == same
 
+    def test_insertion_layers_act_on_scales_with_guidance_and_on_no_other(
+        self,
+        small_model: Infinity,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+        small_bits: tuple[Tensor, ...],
+    ) -> None:
+        last, heard = small_scales.offsets[-2], Recording()
+        sampling = Sampling(cfg=(1.0, 1.0, 1.0, 1.0, 3.0), cfg_insertion_layers=(0, -2))
+
+        def mix_last_scale(module: object, given: object, out: Tensor) -> Tensor:
+            conditional, unconditional = out[:, last:].chunk(2)
+            return torch.cat((out[:, :last], (3 * conditional - 2 * unconditional).repeat(2, 1, 1)), dim=1)
+
+        generate(small_model, small_texts, small_scales, sampling=sampling, forced_bits=small_bits, probe=heard)
+        hook = small_model.layers[2].register_forward_hook(mix_last_scale)
+        full = FullPolicy().plan(small_model.config, small_scales)
+        expected = _masked_logits(small_model, small_texts, full, small_bits, Sampling(cfg=3.0))
+        hook.remove()
+
+        torch.testing.assert_close(heard.logits[:, last:], expected[:, last:], rtol=0, atol=1e-4)
+
     def test_a_negative_prompt_changes_the_image(
         self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
     ) -> None:

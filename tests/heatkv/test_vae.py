@@ -128,6 +128,23 @@ class TestResidualCodes:
         assert codes.zeros(1).shape == (1, 8, 12, 10)
         assert codes.codes(_random_bits(codes)[2], 2).shape == (2, 8, 6, 8)
 
+    @pytest.mark.parametrize(
+        ("cells", "width", "expected"),
+        [
+            ([0.0, 4.0], 4, [0.0, 1.0, 3.0, 4.0]),
+            # Downwards too it takes the two nearest cells and no others: nothing is smoothed away first.
+            ([0.0, 3.0, 6.0, 100.0], 1, [4.5]),
+        ],
+    )
+    def test_codes_are_resized_linearly_without_antialiasing(
+        self, cells: list[float], width: int, expected: list[float]
+    ) -> None:
+        codes = ResidualCodes(ScaleSchedule.custom(((1, width), (1, len(cells)))), channels=1)
+
+        resized = codes.features(torch.tensor(cells).view(1, 1, 1, -1), 0)
+
+        assert resized.flatten().tolist() == expected
+
     def test_a_zero_counts_as_minus_one(self) -> None:
         codes = ResidualCodes(SCALES, channels=8)
 
@@ -153,6 +170,19 @@ class TestAutoencoder:
 
         assert latent.shape == (2, 8, 3, 2)
         assert vae.decode(latent).shape == (2, 3, 12, 8)
+
+    def test_halving_takes_every_second_cell_and_pads_behind(self) -> None:
+        halve: Any = _vae().encoder.down[0].downsample
+        with torch.no_grad():
+            halve.conv.weight.zero_()
+            halve.conv.bias.zero_()
+            halve.conv.weight[0, 0, 1, 2] = 1  # one row down, two columns right
+        image = torch.zeros(1, 8, 4, 4)
+        image[0, 0] = torch.arange(1, 17).view(4, 4)
+
+        halved = halve(image)[0, 0]
+
+        assert halved.tolist() == [[7, 0], [15, 0]]
 
     def test_images_are_clamped_and_truncated_to_uint8(self) -> None:
         vae = _vae()

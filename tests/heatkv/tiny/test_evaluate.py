@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heatkv.bundled import bundled_weights
 from heatkv.config import model_config
 from heatkv.generate import Sampling
-from heatkv.pipeline import Pipeline, has_bundled_weights
+from heatkv.pipeline import Pipeline
 from heatkv.tiny import evaluate, transformer_stage
 from heatkv.tiny.evaluate import Gate, calibrate, gates, heads, rank_correlation
 from heatkv.tiny.scenes import held_out_scenes
@@ -32,7 +33,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundled() -> Pipeline:
-    if not has_bundled_weights(CONFIG):
+    if bundled_weights(CONFIG) is None:
         pytest.skip("the package has no weights of infinity-tiny; train them, or install a release")
     return Pipeline.load(CONFIG, None)
 
