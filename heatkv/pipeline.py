@@ -109,9 +109,13 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UnknownNameError("device", name, ["cpu", "cuda", "cuda:0"]) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise HeatKVError(f"device {name}: torch {torch.__version__} finds no CUDA device here; use --device cpu")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UnknownNameError("device", name, ["cpu", "cuda", "cuda:0"])
+    num_cuda = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= num_cuda:
+        found = f"torch {torch.__version__} finds {num_cuda} CUDA devices here"
+        raise HeatKVError(f"device {name}: {found}; use --device cpu")
     return device
 
 

@@ -336,4 +336,4 @@ if __name__ == "__main__":
     # Deferred: these words are made of the tables above.
     from kvscope.schema import main
 
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

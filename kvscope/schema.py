@@ -28,12 +28,22 @@ def with_generated_part(document: str) -> str:
     return f"{before}{BEGIN_MARK}\n\n{schema_text()}\n{END_MARK}{after}"
 
 
-def main(paths: Sequence[str]) -> None:
-    """Renew the generated part of these documents; without any, print it."""
+def main(arguments: Sequence[str]) -> int:
+    """Renew the generated part of these documents, or with --check say which are out of date; without any, print it."""
+    paths = [Path(argument) for argument in arguments if argument != "--check"]
     if not paths:
         sys.stdout.write(schema_text())
-    for path in map(Path, paths):
-        path.write_text(with_generated_part(path.read_text(encoding="utf-8")), encoding="utf-8")
+    stale = [path for path in paths if path.read_text(encoding="utf-8") != _renewed(path)]
+    for path in stale:
+        if "--check" in arguments:
+            sys.stderr.write(f"{path}: not what the code says; run `python -m kvscope.format {path}`\n")
+        else:
+            path.write_text(_renewed(path), encoding="utf-8")
+    return int("--check" in arguments and bool(stale))
+
+
+def _renewed(path: Path) -> str:
+    return with_generated_part(path.read_text(encoding="utf-8"))
 
 
 def _header_section() -> str:

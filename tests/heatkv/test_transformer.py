@@ -17,7 +17,7 @@ from heatkv.checkpoint import random_transformer
 from heatkv.config import MODELS, ModelConfig
 from heatkv.errors import HeatKVError
 from heatkv.scales import TEMPLATES, ScaleSchedule
-from heatkv.transformer import Infinity, Rope, TextContext, rope_positions
+from heatkv.transformer import Infinity, Rope, TextContext, initialise, rope_positions
 from heatkv.vae import ResidualCodes
 from tests.heatkv.conftest import lively
 
@@ -386,6 +386,17 @@ class TestRandomWeights:
 
         assert all(torch.equal(first[name], same[name]) for name in first)
         assert not torch.equal(first["head.weight"], other["head.weight"])
+
+    def test_queries_keys_and_values_of_infinity_2b_have_weights_of_their_own(self) -> None:
+        width = MODELS["infinity-2b"].width
+        projection = torch.nn.Linear(width, 3 * width, bias=False)
+
+        initialise(projection, seed=0)
+
+        q, k, v = projection.weight.detach().chunk(3)
+        assert (q * k).mean().abs() < 0.1 * q.var()
+        assert (q * v).mean().abs() < 0.1 * q.var()
+        assert (k * v).mean().abs() < 0.1 * q.var()
 
     def test_layers_differ_and_norms_biases_and_scales_start_neutral(self, small_config: ModelConfig) -> None:
         weights = random_transformer(small_config, dtype=torch.float32, device="cpu", seed=1).state_dict()
