@@ -151,7 +151,7 @@ def transformer_tensors(official: Mapping[str, Tensor], config: ModelConfig, pat
     per_chunk = config.num_layers // config.num_chunks
     tensors = {_our_name(name, per_chunk): tensor for name, tensor in official.items() if name not in _UNUSED}
     if len(tensors) + len(_UNUSED & official.keys()) != len(official):
-        raise CheckpointError(f"{path}: two tensors stand for one layer; it is not in {config.num_chunks} block chunks")
+        raise CheckpointError(f"{path}: names one tensor twice, in two spellings; which of the two counts is unknown")
     text = tensors.get("unconditional_text")
     if text is not None and text.ndim == 2 and text.shape[0] > config.text_maxlen:
         tensors["unconditional_text"] = text[: config.text_maxlen]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from heatkv.errors import HeatKVError
+from kvscope import options
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ EXIT_CODES = {
     130: "stopped by Ctrl-C or SIGTERM",
 }
 
-_DEMO_PROMPT = "a red circle left of a blue square on a white background"
 _CANCELLED = 130
 
 Run = Callable[[argparse.Namespace], int]
@@ -47,7 +47,7 @@ class Command:
     """One row of COMMANDS."""
 
     run: Run
-    options: Callable[[argparse.ArgumentParser], None]
+    add_options: Callable[[argparse.ArgumentParser], None]
     help: str
     example: str
 
@@ -173,7 +173,7 @@ def job_of(args: argparse.Namespace) -> Job:
     if "schedule" in given and given.keys() & {"orders", "budget"}:
         raise UsageError("--schedule says all that --orders and --budget would; give one or the other")
     return Job(
-        prompt=given.get("prompt", _DEMO_PROMPT),
+        prompt=given.get("prompt", options.DEFAULT_PROMPT),
         model=config.name,
         policy=given.get("policy", "heatkv" if "budget" in given else "full"),
         seed=given.get("seed", 0),
@@ -199,115 +199,29 @@ def default_output(model: str, policy: str) -> Path:
     return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}.h5")
 
 
-def _model_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--model", default="infinity-tiny", metavar="M", help="model to run (default: %(default)s)")
-    add("--resolution", metavar="R", help="0.06M, 0.25M, 0.60M or 1M (default: 1M, or the model's only one)")
-    add("--aspect", type=float, default=1.0, metavar="A", help="height / width, to the nearest template (default: 1.0)")
-    add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
-    add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
-    add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an output file that exists")
-    add("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def _policy_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
-    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
-    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
-    add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
-
-
-def _weights_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
-    add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
-    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
-    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--prompt", metavar="TEXT", help=f"what to draw (default: {_DEMO_PROMPT!r})")
-    add("--negative-prompt", metavar="TEXT", help="text of the unconditional row (default: the learned one)")
-    _model_options(parser)
-    _policy_options(parser)
-    _weights_options(parser)
-    add("--no-attention-mass", action="store_true", help="do not measure attention (faster)")
-    add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
-    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
-    add("--open", action="store_true", help="watch the run on the screen while it is recorded")
-
-
-def _plan_options(parser: argparse.ArgumentParser) -> None:
-    _model_options(parser)
-    _policy_options(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
-
-
-def _calibrate_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="one prompt a line, or .jsonl with prompt or caption",
-    )
-    add("--samples", type=int, metavar="N", help="use only the first N prompts")
-    _model_options(parser)
-    _weights_options(parser)
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
-    add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
-
-
-def _trace_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("trace", type=Path, help="a trace file (.h5)")
-
-
-def _open_options(parser: argparse.ArgumentParser) -> None:
-    _trace_options(parser)
-    parser.add_argument("--light", action="store_true", help="dark on light (default: light on dark)")
-    parser.add_argument("--ascii", action="store_true", help="draw with ASCII only (default: as the terminal can)")
-
-
-def _stats_options(parser: argparse.ArgumentParser) -> None:
-    _trace_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
-
-
-def _demo_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
-    add("--overwrite", action="store_true", help="replace an output file that exists")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--json", action="store_true", help="print the summary as JSON; open no screen")
-
-
 COMMANDS: dict[str, Command] = {
     "demo": Command(
-        demo_command, _demo_options, "record a HeatKV run of the bundled model and open it", "kvscope demo"
+        demo_command, options.demo_options, "record a HeatKV run of the bundled model and open it", "kvscope demo"
     ),
     "run": Command(
         run_command,
-        _run_options,
+        options.run_options,
         "generate one image under a cache policy and record it",
         "kvscope run --model infinity-2b --weights DIR --resolution 0.06M --orders 2b.json --budget 0.1 -o run.h5",
     ),
-    "open": Command(open_command, _open_options, "open a trace, finished or still growing", "kvscope open run.h5"),
-    "stats": Command(stats_command, _stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
+    "open": Command(
+        open_command, options.open_options, "open a trace, finished or still growing", "kvscope open run.h5"
+    ),
+    "stats": Command(stats_command, options.stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
     "calibrate": Command(
         calibrate_command,
-        _calibrate_options,
+        options.calibrate_options,
         "measure attention over prompts, and rank the heads by it",
         "kvscope calibrate --model infinity-2b --weights DIR --prompts prompts.txt --samples 10 -o scas.h5",
     ),
     "plan": Command(
         plan_command,
-        _plan_options,
+        options.plan_options,
         "plan a schedule without running it",
         "kvscope plan --model infinity-2b --resolution 1M --orders 2b.json --budget 0.1 -o schedule.json",
     ),
@@ -338,7 +252,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {command.example}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.options(one)
+        command.add_options(one)
     return parser
 
 

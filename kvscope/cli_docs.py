@@ -32,7 +32,7 @@ def _exit_codes() -> Iterator[str]:
 def _command(name: str) -> Iterator[str]:
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(add_help=False)
-    command.options(parser)
+    command.add_options(parser)
     yield f"## kvscope {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```\n{command.example}\n```\n"
     yield "| option | meaning |\n| --- | --- |"
     for action in parser._actions:  # the only list of them that argparse keeps

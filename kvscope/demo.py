@@ -9,8 +9,8 @@ from pathlib import Path
 from heatkv.bundled import bundled_weights
 from heatkv.config import MODELS
 from kvscope.job import Job
+from kvscope.options import DEFAULT_PROMPT
 
-PROMPT = "a red circle left of a blue square on a white background"
 MODEL = "infinity-tiny"
 BUDGET = 0.2
 _CALIBRATION_PROMPTS = 2
@@ -24,7 +24,7 @@ def demo_job(narrate: Callable[[str], None]) -> Job:
             f"{MODEL} comes without trained weights in this version: random ones stand in, the picture means nothing"
         )
     return Job(
-        prompt=PROMPT,
+        prompt=DEFAULT_PROMPT,
         model=MODEL,
         policy="heatkv",
         budget=BUDGET,
@@ -43,7 +43,7 @@ def _measured_orders() -> Path:
     pipeline = Pipeline.random(MODELS[MODEL])
     scales, sinks = pipeline.config.schedule_for(), pipeline.config.sink_scales
     parts = [
-        measure_prompt(pipeline.transformer, pipeline.encoder, scales, PROMPT, seed=seed, sink_scales=sinks)
+        measure_prompt(pipeline.transformer, pipeline.encoder, scales, DEFAULT_PROMPT, seed=seed, sink_scales=sinks)
         for seed in range(_CALIBRATION_PROMPTS)
     ]
     for part in parts[1:]:

@@ -1,0 +1,96 @@
+"""The options of every command: what each is called, what it means, what it is when not given."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DEFAULT_PROMPT = "a red circle left of a blue square on a white background"
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", default="infinity-tiny", metavar="M", help="model to run (default: %(default)s)")
+    add("--resolution", metavar="R", help="0.06M, 0.25M, 0.60M or 1M (default: 1M, or the model's only one)")
+    add("--aspect", type=float, default=1.0, metavar="A", help="height / width, to the nearest template (default: 1.0)")
+    add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
+    add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
+    add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def policy_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
+    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
+    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
+    add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
+
+
+def weights_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
+    add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
+    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
+    add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--prompt", metavar="TEXT", help=f"what to draw (default: {DEFAULT_PROMPT!r})")
+    add("--negative-prompt", metavar="TEXT", help="text of the unconditional row (default: the learned one)")
+    model_options(parser)
+    policy_options(parser)
+    weights_options(parser)
+    add("--no-attention-mass", action="store_true", help="do not measure attention (faster)")
+    add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
+    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
+    add("--open", action="store_true", help="watch the run on the screen while it is recorded")
+
+
+def plan_options(parser: argparse.ArgumentParser) -> None:
+    model_options(parser)
+    policy_options(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
+
+
+def calibrate_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--prompts",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="one prompt a line, or .jsonl with prompt or caption",
+    )
+    add("--samples", type=int, metavar="N", help="use only the first N prompts")
+    model_options(parser)
+    weights_options(parser)
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
+    add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
+
+
+def trace_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("trace", type=Path, help="a trace file (.h5)")
+
+
+def open_options(parser: argparse.ArgumentParser) -> None:
+    trace_options(parser)
+    parser.add_argument("--light", action="store_true", help="dark on light (default: light on dark)")
+    parser.add_argument("--ascii", action="store_true", help="draw with ASCII only (default: as the terminal can)")
+
+
+def stats_options(parser: argparse.ArgumentParser) -> None:
+    trace_options(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def demo_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--json", action="store_true", help="print the summary as JSON; open no screen")
