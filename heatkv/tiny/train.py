@@ -1,8 +1,9 @@
-"""The training recipe of infinity-tiny: `python -m heatkv.tiny.train --out DIR --minutes 110`.
+"""The training recipe of infinity-tiny: `python -m heatkv.tiny.train --out DIR`.
 
 This file owns the loop: phases, learning rate, moving average, log and checkpoints. What a phase learns from, and by
-which loss, is in `stages` and `transformer_stage`. Every phase counts steps; `--minutes` only says how many, from the
-rate of its first steps. A folder with a checkpoint is resumed; delete it to start anew.
+which loss, is in `stages` and `transformer_stage`. Every phase counts steps, those of the released weights by
+default; `--minutes` says how many from the rate of its first steps. A folder with a checkpoint is resumed; delete it
+to start anew.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class Phase:
     name: str
     part: str
     """What is trained: `vae` or `transformer`."""
+    steps: int
+    """Of the released weights."""
     share: float
-    """Share of `--minutes`."""
+    """Share of `--minutes`, where that is given instead."""
     batch: int
     peak_rate: float
     end_rate: float
@@ -56,11 +59,52 @@ class Phase:
 
 
 PHASES = (
-    Phase("vae", "vae", 0.12, 8, 1.5e-3, 5e-5, 0.995),
-    Phase("scales-3", "transformer", 0.10, 32, 1.2e-3, 1.2e-3, 0.998, num_scales=3, warmup_steps=100),
-    Phase("scales-5", "transformer", 0.14, 16, 1.2e-3, 1.0e-3, 0.998, num_scales=5),
-    Phase("scales-6", "transformer", 0.15, 16, 1.0e-3, 0.8e-3, 0.998, num_scales=6),
-    Phase("scales-7", "transformer", 0.49, 16, 0.8e-3, 4e-5, 0.999, num_scales=7),
+    Phase("vae", "vae", steps=3170, share=0.12, batch=8, peak_rate=1.5e-3, end_rate=5e-5, ema=0.995),
+    Phase(
+        "scales-3",
+        "transformer",
+        steps=2728,
+        share=0.10,
+        batch=32,
+        peak_rate=1.2e-3,
+        end_rate=1.2e-3,
+        ema=0.998,
+        num_scales=3,
+        warmup_steps=100,
+    ),
+    Phase(
+        "scales-5",
+        "transformer",
+        steps=2150,
+        share=0.14,
+        batch=16,
+        peak_rate=1.2e-3,
+        end_rate=1.0e-3,
+        ema=0.998,
+        num_scales=5,
+    ),
+    Phase(
+        "scales-6",
+        "transformer",
+        steps=1695,
+        share=0.15,
+        batch=16,
+        peak_rate=1.0e-3,
+        end_rate=0.8e-3,
+        ema=0.998,
+        num_scales=6,
+    ),
+    Phase(
+        "scales-7",
+        "transformer",
+        steps=2302,
+        share=0.49,
+        batch=16,
+        peak_rate=0.8e-3,
+        end_rate=4e-5,
+        ema=0.999,
+        num_scales=7,
+    ),
 )
 """The recipe, in order."""
 
@@ -96,11 +140,12 @@ class Trainer:
         return self.out / "state.pt"
 
     def run(self, *, minutes: float | None = None, steps: int | None = None) -> None:
-        """Train all phases from where the folder stands, for `steps` each or for `minutes` in all."""
+        """Train all phases from where the folder stands: for `steps` each, `minutes` in all, or their own steps."""
         while self.progress.phase < len(self.phases):
             phase = self.phases[self.progress.phase]
-            seconds = None if minutes is None else minutes * 60 * phase.share
-            self._run_phase(phase, seconds=seconds, steps=steps)
+            if minutes is None:
+                self.progress.num_steps = steps or phase.steps
+            self._run_phase(phase, seconds=(minutes or 0.0) * 60 * phase.share)
             self.progress = Progress(self.progress.phase + 1)
             self._save({})
 
@@ -117,7 +162,7 @@ class Trainer:
             )
         return folder
 
-    def _run_phase(self, phase: Phase, *, seconds: float | None, steps: int | None) -> None:
+    def _run_phase(self, phase: Phase, *, seconds: float) -> None:
         stage = make_stage(phase, self.weights, seed=self.seed, pool=self._pool)
         optimizer = _optimizer(stage.module, phase)
         average = {name: value.detach().clone() for name, value in stage.module.state_dict().items()}
@@ -127,15 +172,13 @@ class Trainer:
             optimizer.load_state_dict(self._resumed["optimizer"])
             average, self._resumed = self._resumed["average"], {}
         progress, begin, first = self.progress, time.monotonic(), self.progress.step
-        if steps is not None:
-            progress.num_steps = steps
         while not progress.num_steps or progress.step < progress.num_steps:
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(progress.step, progress.num_steps or 10**9)
             metrics = _train_step(stage, optimizer, average, phase, progress.step)
             progress.step += 1
             elapsed = time.monotonic() - begin
-            if not progress.num_steps and progress.step - first >= _RATE_STEPS and seconds is not None:
+            if not progress.num_steps and progress.step - first >= _RATE_STEPS:
                 progress.num_steps = max(_RATE_STEPS, int(seconds / elapsed * (progress.step - first)))
             self._report(phase, stage, metrics, average, elapsed / (progress.step - first))
             if time.monotonic() - self._saved_at > _SAVE_SECONDS:
@@ -224,8 +267,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="folder for the checkpoint and the log; resumed if it has one"
     )
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--minutes", type=float, default=None, help="time for the whole recipe (default: 110)")
-    length.add_argument("--steps", type=int, default=None, help="steps of every phase, instead of minutes")
+    length.add_argument("--minutes", type=float, default=None, help="time for the whole recipe, instead of its steps")
+    length.add_argument("--steps", type=int, default=None, help="steps of every phase, instead of its own")
     parser.add_argument("--phases", default=None, help="only the first phases, up to the one of this name")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: 0)")
@@ -235,9 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.phases is not None and options.phases not in names:
         raise UnknownNameError("phase", options.phases, names)
     end = len(PHASES) if options.phases is None else names.index(options.phases) + 1
-    minutes = None if options.steps is not None else options.minutes or 110.0
     trainer = Trainer(options.out, seed=options.seed, phases=PHASES[:end])
-    trainer.run(minutes=minutes, steps=options.steps)
+    trainer.run(minutes=options.minutes, steps=options.steps)
     done = trainer.export(options.out / "weights") if "transformer" in trainer.weights else options.out
     sys.stdout.write(f"{done}\n")
 

@@ -18,7 +18,7 @@ from heatkv.tiny.scenes import held_out_scenes
 from heatkv.tiny.train import Phase, Trainer
 
 CONFIG = model_config("infinity-tiny")
-PHASES = (Phase("vae", "vae", 0.5, 2, 1e-3, 1e-3, 0.9), Phase("few", "transformer", 0.5, 2, 1e-3, 1e-3, 0.9, 2))
+PHASES = (Phase("vae", "vae", 2, 0.5, 2, 1e-3, 1e-3, 0.9), Phase("few", "transformer", 2, 0.5, 2, 1e-3, 1e-3, 0.9, 2))
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from heatkv.tiny.transformer_stage import BlockCausal, TinyModel, TransformerSta
 from heatkv.vae import BSQVAE, ResidualCodes
 
 SHORT = (
-    Phase("vae", "vae", 0.5, 4, 1.5e-3, 1e-3, 0.9, warmup_steps=5),
-    Phase("scales-3", "transformer", 0.5, 4, 1e-3, 1e-3, 0.9, num_scales=3, warmup_steps=5),
+    Phase("vae", "vae", 2, 0.5, 4, 1.5e-3, 1e-3, 0.9, warmup_steps=5),
+    Phase("scales-3", "transformer", 2, 0.5, 4, 1e-3, 1e-3, 0.9, num_scales=3, warmup_steps=5),
 )
 
 
@@ -149,3 +149,17 @@ def test_the_command_trains_the_first_phase_alone(tmp_path: Path, capsys: pytest
 
     assert "vae [" in capsys.readouterr().err
     assert (tmp_path / "state.pt").exists()
+
+
+def test_without_a_length_a_phase_takes_its_own_steps(tmp_path: Path) -> None:
+    Trainer(tmp_path, phases=SHORT).run()
+
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(line["phase"], line["of"]) for line in lines if "loss" in line] == [("vae", 2), ("scales-3", 2)]
+
+
+def test_minutes_become_steps_by_the_rate_of_the_first_ones(tmp_path: Path) -> None:
+    Trainer(tmp_path, phases=SHORT[:1]).run(minutes=1e-6)
+
+    last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert last["of"] == last["step"] == 20  # the fewest that a rate is measured by
