@@ -43,11 +43,12 @@ class Phase:
     """Of the released weights."""
     share: float
     """Share of `--minutes`, where that is given instead."""
-    batch: int
     peak_rate: float
     end_rate: float
     """Learning rate at the last step, reached along a cosine."""
     ema: float
+    """Share that the averaged weights keep at each step."""
+    batch: int = 16
     num_scales: int = 0
     """Of the transformer: how many scales it learns in this phase."""
     warmup_steps: int = 50
@@ -73,38 +74,12 @@ PHASES = (
         warmup_steps=100,
     ),
     Phase(
-        "scales-5",
-        "transformer",
-        steps=2150,
-        share=0.14,
-        batch=16,
-        peak_rate=1.2e-3,
-        end_rate=1.0e-3,
-        ema=0.998,
-        num_scales=5,
+        "scales-5", "transformer", steps=2150, share=0.14, peak_rate=1.2e-3, end_rate=1.0e-3, ema=0.998, num_scales=5
     ),
     Phase(
-        "scales-6",
-        "transformer",
-        steps=1695,
-        share=0.15,
-        batch=16,
-        peak_rate=1.0e-3,
-        end_rate=0.8e-3,
-        ema=0.998,
-        num_scales=6,
+        "scales-6", "transformer", steps=1695, share=0.15, peak_rate=1.0e-3, end_rate=0.8e-3, ema=0.998, num_scales=6
     ),
-    Phase(
-        "scales-7",
-        "transformer",
-        steps=2302,
-        share=0.49,
-        batch=16,
-        peak_rate=0.8e-3,
-        end_rate=4e-5,
-        ema=0.999,
-        num_scales=7,
-    ),
+    Phase("scales-7", "transformer", steps=2302, share=0.49, peak_rate=0.8e-3, end_rate=4e-5, ema=0.999, num_scales=7),
 )
 """The recipe, in order."""
 

@@ -18,7 +18,11 @@ from heatkv.tiny.scenes import held_out_scenes
 from heatkv.tiny.train import Phase, Trainer
 
 CONFIG = model_config("infinity-tiny")
-PHASES = (Phase("vae", "vae", 2, 0.5, 2, 1e-3, 1e-3, 0.9), Phase("few", "transformer", 2, 0.5, 2, 1e-3, 1e-3, 0.9, 2))
+RATES = {"peak_rate": 1e-3, "end_rate": 1e-3, "ema": 0.9}
+PHASES = (
+    Phase("vae", "vae", steps=1, share=0.5, batch=2, **RATES),
+    Phase("few", "transformer", steps=1, share=0.5, batch=2, num_scales=2, **RATES),
+)
 
 
 @pytest.fixture(scope="module")

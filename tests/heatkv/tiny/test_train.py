@@ -18,9 +18,10 @@ from heatkv.tiny.train import PHASES, Phase, Trainer, main
 from heatkv.tiny.transformer_stage import BlockCausal, TinyModel, TransformerStage
 from heatkv.vae import BSQVAE, ResidualCodes
 
+RATES = {"peak_rate": 1e-3, "end_rate": 1e-3, "ema": 0.9}
 SHORT = (
-    Phase("vae", "vae", 2, 0.5, 4, 1.5e-3, 1e-3, 0.9, warmup_steps=5),
-    Phase("scales-3", "transformer", 2, 0.5, 4, 1e-3, 1e-3, 0.9, num_scales=3, warmup_steps=5),
+    Phase("vae", "vae", steps=2, share=0.5, batch=4, warmup_steps=5, **RATES),
+    Phase("scales-3", "transformer", steps=2, share=0.5, batch=4, warmup_steps=5, num_scales=3, **RATES),
 )
 
 
