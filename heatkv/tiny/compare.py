@@ -14,16 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heatkv.config import ModelConfig
 from heatkv.generate import Generation
 from heatkv.orders import HeadOrders
 from heatkv.pipeline import Pipeline
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.probe import NullProbe, ScaleInfo, StepInfo
-from heatkv.schedule import PruningSchedule, minimum_budget
+from heatkv.schedule import PruningSchedule, budget_from_tokens, minimum_budget
 from heatkv.tiny.detect import align
 from heatkv.tiny.scenes import Scene
 
 _BATCH = 25
+_SHIFTS = np.linspace(-0.04, 0, 81)
 _LEAST_SQUARED_ERROR = 0.01
 """Caps the PSNR of equal images at 68 dB, so that means stay finite."""
 
@@ -95,19 +97,37 @@ def rankings(orders: HeadOrders, *, num_random: int) -> dict[str, HeadOrders]:
 def compare(
     pipeline: Pipeline, batches: Sequence[Batch], orders: HeadOrders, *, budgets: Sequence[float], num_random: int = 5
 ) -> Iterator[Row]:
-    """Full first, then every ranking at every budget, then the sinks alone."""
+    """Full first, then every ranking at every budget, then the sinks alone.
+
+    The peak that HeatKV's own ranking reaches at a budget is what the others are planned to, see `plan_to_peak`.
+    """
     yield _row("full", None, batches, lambda batch: (batch.full, batch.full))
     scales = pipeline.config.schedule_for()
     for budget in budgets:
+        peak = HeatKVPolicy(orders).plan(pipeline.config, scales, budget=budget).peak_tokens
         for name, ranked in rankings(orders, num_random=num_random).items():
-            yield _pruned_row(pipeline, name, budget, batches, ranked)
+            yield _pruned_row(pipeline, name, budget, batches, plan_to_peak(pipeline.config, ranked, peak))
     sinks = minimum_budget(scales, orders.first_source)
-    yield _pruned_row(pipeline, "sinks-only", sinks, batches, orders)
+    schedule = HeatKVPolicy(orders).plan(pipeline.config, scales, budget=sinks)
+    yield _pruned_row(pipeline, "sinks-only", sinks, batches, schedule)
 
 
-def _pruned_row(pipeline: Pipeline, name: str, budget: float, batches: Sequence[Batch], orders: HeadOrders) -> Row:
-    schedule = HeatKVPolicy(orders).plan(pipeline.config, pipeline.config.schedule_for(), budget=budget)
+def plan_to_peak(config: ModelConfig, orders: HeadOrders, peak_tokens: int) -> PruningSchedule:
+    """The HeatKV schedule of these orders whose peak is nearest to `peak_tokens`, and not above.
 
+    Head-scales go as wholes, so two rankings reach one budget with peaks that differ by a percent or so; nearby
+    budgets are tried until the bytes are equal too.
+    """
+    scales = config.schedule_for()
+    budgets = {budget_from_tokens(round(peak_tokens * (1 + shift)), config, scales) for shift in _SHIFTS}
+    feasible = sorted(budget for budget in budgets if budget >= minimum_budget(scales, orders.first_source))
+    schedules = [HeatKVPolicy(orders).plan(config, scales, budget=budget) for budget in feasible]
+    return min(schedules, key=lambda schedule: abs(schedule.peak_tokens - peak_tokens))
+
+
+def _pruned_row(
+    pipeline: Pipeline, name: str, budget: float, batches: Sequence[Batch], schedule: PruningSchedule
+) -> Row:
     def free_and_forced(batch: Batch) -> tuple[Run, Run]:
         captions = batch.captions()
         free = _run(pipeline, captions, batch.seed, schedule, None)
