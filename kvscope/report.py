@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvscope.units import bytes_text, fraction_text, seconds_text, tokens_text
+from kvscope.units import bytes_text, fraction_text, printable, seconds_text, tokens_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -45,13 +45,13 @@ def summary_text(summary: Summary) -> str:
         "",
         *_machine_lines(summary),
     ]  # fmt: skip
-    return "\n".join(lines)
+    return _lines_text(lines)
 
 
 def plan_text(summary: PlanSummary) -> str:
     """A plan in a few lines."""
     dropped = f"{summary.head_scales_dropped} of {summary.head_scales} prunable head-scales leave before the end"
-    return "\n".join(
+    return _lines_text(
         [
             f"{summary.model} {summary.resolution} aspect {summary.aspect:g}, policy {summary.policy}, "
             f"{summary.sink_scales} sink scales, {summary.dtype}, {summary.rows} rows",
@@ -90,6 +90,11 @@ def _machine_lines(summary: Summary) -> Iterable[str]:
         yield f"process memory, peak of samples: {bytes_text(summary.process_rss_peak_bytes)}"
     if summary.perturbed:
         yield "measuring attention or making previews took time; the cache's bytes are not changed by it"
+
+
+def _lines_text(lines: Iterable[str]) -> str:
+    """The lines as one text; names, messages and reasons in them are foreign, and cannot begin lines of their own."""
+    return "\n".join(map(printable, lines))
 
 
 def _at(place: StepPlace | None) -> str:

@@ -1,13 +1,19 @@
-"""Text from numbers: the only place where bytes, times, fractions and tokens become words.
+"""Text from numbers: the only place where bytes, times, fractions and tokens become words; and text made safe to show.
 
-Every function takes None or NaN for a value that was not measured, and then gives `absent`.
+Every function of a number takes None or NaN for a value that was not measured, and then gives `absent`.
 """
 
 from __future__ import annotations
 
 import math
+import unicodedata
 
 NOT_MEASURED = "not measured"
+
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode categories that a terminal obeys or cannot draw: controls, bidi marks, lone surrogates, line separators."""
+_JOINERS = "\u200c\u200d"
+"""Of those, what scripts and emoji are spelled with."""
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 _SHORT_TIMES = ((1_000, 1, "ns"), (1_000_000, 1_000, "µs"), (1_000_000_000, 1_000_000, "ms"), (60e9, 1e9, "s"))
@@ -51,6 +57,21 @@ def tokens_text(tokens: int | None, *, absent: str = NOT_MEASURED) -> str:
     if tokens is None or math.isnan(tokens):
         return absent
     return f"{tokens:,.0f} token" + ("" if tokens == 1 else "s")
+
+
+def printable(text: str) -> str:
+    """Foreign text on one line: what would steer a terminal is spelled out, as in `\\x1b`, `\\n` or `\\u202e`.
+
+    For every prompt, name, message and log line on its way to a screen: a trace may come from anybody.
+    """
+    # The quick check is stricter than ours, so what passes it needs no other.
+    return text if text.isprintable() else "".join(map(_seen, text))
+
+
+def _seen(character: str) -> str:
+    if unicodedata.category(character) not in _UNSEEN or character in _JOINERS:
+        return character
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _three_digits(value: float) -> str:

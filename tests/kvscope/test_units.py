@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvscope.units import bytes_text, duration_text, fraction_text, seconds_text, tokens_text
+from kvscope.units import bytes_text, duration_text, fraction_text, printable, seconds_text, tokens_text
 
 
 @pytest.mark.parametrize(
@@ -75,3 +75,29 @@ def test_printed_bytes_are_within_one_percent_of_the_truth(num_bytes: int) -> No
     power = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].index(unit)
     # Three digits are kept, so the error is at most half of the third: 0.5 %.
     assert float(number) * 1024**power == pytest.approx(num_bytes, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a red circle — ünïcode 日本 👩\u200d🚀", "a red circle — ünïcode 日本 👩\u200d🚀"),
+        ("AAA\x1b]0;PWNED\x07BBB", "AAA\\x1b]0;PWNED\\x07BBB"),
+        ("one\ntwo\rthree\tfour", "one\\ntwo\\rthree\\tfour"),
+        ("\x9b31m", "\\x9b31m"),
+        ("gpj\u202egnp.exe", "gpj\\u202egnp.exe"),
+        ("\u2066x\u2069 \u2028", "\\u2066x\\u2069 \\u2028"),
+        ("name\udcff", "name\\udcff"),
+    ],
+)
+def test_foreign_text_cannot_steer_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+
+
+@given(st.text())
+def test_printable_text_is_one_line_that_can_be_encoded_and_stays_as_it_is(text: str) -> None:
+    shown = printable(text)
+
+    assert len(shown.splitlines()) <= 1
+    assert "\x1b" not in shown
+    assert printable(shown) == shown
+    shown.encode()

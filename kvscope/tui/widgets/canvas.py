@@ -16,6 +16,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from kvscope import units
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.palette import ASCII, Ink
 
@@ -135,14 +136,18 @@ class Canvas(Widget):
 
 
 def row(parts: Iterable[Part], width: int | None = None) -> Strip:
-    """One line; neighbours of one style become one segment. Cut to width, if given."""
+    """One line; neighbours of one style become one segment. Cut to width, if given.
+
+    Every text of a screen comes through here, so nothing that steers a terminal gets past; painters make foreign text
+    printable before that, where they count its columns.
+    """
     runs: list[tuple[list[str], Style]] = []
     for text, style in parts:
         if runs and runs[-1][1] is style:
             runs[-1][0].append(text)
         elif text:
             runs.append(([text], style))
-    strip = Strip([Segment("".join(texts), style) for texts, style in runs])
+    strip = Strip([Segment(units.printable("".join(texts)), style) for texts, style in runs])
     return strip if width is None or strip.cell_length <= width else strip.crop(0, width)
 
 
@@ -186,7 +191,7 @@ def rule(title: str, width: int, ink: Ink, *, tag: str = "", tag_style: Style | 
 
 def paragraph(text: str, style: Style, width: int, *, indent: int = 1) -> list[Strip]:
     """The text in as many lines as it needs."""
-    lines = textwrap.wrap(text, max(1, width - 2 * indent)) or [""]
+    lines = textwrap.wrap(units.printable(text), max(1, width - 2 * indent)) or [""]
     return [row([(" " * indent + line, style)]) for line in lines]
 
 

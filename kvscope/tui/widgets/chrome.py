@@ -27,7 +27,7 @@ def top_line(view: View, width: int, _height: int) -> list[Strip]:
     left: list[Part] = [(" kvscope " if width >= 100 or view.snapshot is None else "", ink.accent), (" ", ink.muted)]
     if view.snapshot is None:
         right = [("◌ opening ", ink.accent)]
-        return [spread([*left, (view.name, ink.text)], right, width, fill=(" ", ink.muted))]
+        return [spread([*left, (units.printable(view.name), ink.text)], right, width, fill=(" ", ink.muted))]
     left += _run_parts(view.snapshot, ink)
     right = [(f"  {honesty_text(view.snapshot)}  ", ink.muted), *_state_parts(view), (" ", ink.muted)]
     return [spread(left, right, width, fill=(" ", ink.muted))]
@@ -104,11 +104,14 @@ def _run_parts(snapshot: Snapshot, ink: Ink) -> list[Part]:
     job, scales = snapshot.header.job, snapshot.schedule.scales
     height, width = scales.sizes[-1]
     named = scales.resolution not in ("custom", "native")
-    size = f"{scales.resolution} {_aspect_text(scales.aspect)}" if named else f"{height}×{width}"
+    size = f"{units.printable(scales.resolution)} {_aspect_text(scales.aspect)}" if named else f"{height}×{width}"
     budget = snapshot.schedule.budget
-    policy = snapshot.schedule.policy + (f" {units.fraction_text(budget)}" if budget is not None else "")
+    policy = units.printable(snapshot.schedule.policy) + (
+        f" {units.fraction_text(budget)}" if budget is not None else ""
+    )
     facts = f" {size} · {policy} · seed {job.seed} · "
-    return [(snapshot.header.model, ink.strong), (facts, ink.text), (f"“{job.prompt}”", ink.muted)]
+    model, prompt = units.printable(snapshot.header.model), units.printable(job.prompt)
+    return [(model, ink.strong), (facts, ink.text), (f"“{prompt}”", ink.muted)]
 
 
 def _aspect_text(aspect: float) -> str:

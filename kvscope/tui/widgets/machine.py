@@ -83,7 +83,8 @@ def _log_line(view: View, snapshot: Snapshot, index: int, width: int) -> Strip:
     level = LEVELS[min(int(line["level"]), len(LEVELS) - 1)]
     style = {"warning": ink.warn, "error": ink.bad}.get(level, ink.text)
     word = "" if level == "info" else f"{level}: "
-    return row(fit([(f" {since:>10}  ", ink.muted), (word + decode_text(line["text"]), style)], width, ink.muted))
+    text = word + units.printable(decode_text(line["text"]))
+    return row(fit([(f" {since:>10}  ", ink.muted), (text, style)], width, ink.muted))
 
 
 def _gpu_value(view: View, sample: np.void, name: str, width: int) -> Strip:

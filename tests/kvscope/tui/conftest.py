@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -110,6 +111,25 @@ def cancelled_trace(tmp_path: Path, fake_run: ModuleType) -> Path:
     recorder = Recorder(tmp_path / "cancelled.h5", fake_run.fake_job())
     fake_run.run(recorder, scales=2)
     recorder.finish("cancelled", "stopped by the user")
+    return recorder.path
+
+
+HOSTILE = "AAA\x1b]0;PWNED\x07BBB\none\rtwo\u202egnp"
+
+
+@pytest.fixture
+def hostile_trace(tmp_path: Path, fake_run: ModuleType) -> Path:
+    """A trace from somebody else: its name, prompt, model, policy, log and message would steer a terminal."""
+    schedule = fake_run.fake_schedule()
+    names = {"model": f"fake{HOSTILE}", "policy": f"heatkv{HOSTILE}"}
+    job = replace(fake_run.fake_job(), prompt=HOSTILE, **names)
+    recorder = Recorder(tmp_path / "evil\x1b[31m\n.h5", job)
+    start = fake_run.fake_start(replace(schedule, **names))
+    recorder.run_started(replace(start, model=names["model"]))
+    recorder.log("info", HOSTILE)
+    for query_scale in range(2):
+        fake_run.run_scale(recorder, schedule, query_scale)
+    recorder.finish("failed", HOSTILE)
     return recorder.path
 
 

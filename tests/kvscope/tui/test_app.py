@@ -4,6 +4,7 @@ import hashlib
 import sys
 import threading
 import time
+import unicodedata
 from pathlib import Path
 from types import ModuleType
 
@@ -359,3 +360,19 @@ def test_the_bars_show_the_cursors_scale_however_little_room_there_is(
             assert any("▸" in line and " 6 " in line for line in viewer.lines(name))
 
     drive(wide_trace, script, size=size)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (160, 48)])
+def test_a_trace_from_somebody_else_cannot_steer_the_terminal(
+    drive, hostile_trace: Path, size: tuple[int, int]
+) -> None:
+    async def script(viewer) -> None:
+        for key in ("1", "2"):
+            await viewer.press(key)
+            assert all(unicodedata.category(character)[0] != "C" for character in viewer.text().replace("\n", ""))
+            (top,) = viewer.lines("top")
+            assert "✗ failed" in top
+            assert len(top) == size[0]
+            assert r"AAA\x1b]0;PWNED\x07BBB\none\rtwo\u202egnp" in viewer.text("notice").replace("\n", " ")
+
+    drive(hostile_trace, script, size=size)
