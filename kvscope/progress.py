@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO
@@ -11,10 +13,12 @@ from kvscope.units import seconds_text
 if TYPE_CHECKING:
     from heatkv.probe import RunStart, ScaleInfo, StepInfo
 
-_BAR_WIDTH = 24
+_BAR_WIDTH, _SHORTEST_BAR = 24, 6
 _REDRAW_S = 0.1
 _TELLING_SHARE = 0.02
 """Below this share done, what start-up cost would make the rest look far too long."""
+
+_ALL_DONE = "all scales done"
 
 
 class ProgressProbe:
@@ -31,6 +35,7 @@ class ProgressProbe:
         self._live = self._stream.isatty()
         self._begin = self._drawn = time.monotonic()
         self._scale_work: list[float] = []
+        self._sizes: tuple[tuple[int, int], ...] = ()
         self._num_layers = 1
 
     def run_started(self, start: RunStart) -> None:
@@ -39,22 +44,24 @@ class ProgressProbe:
             tokens * (28 * width**2 + 4 * width * keys)
             for tokens, keys in zip(start.scales.tokens, start.scales.offsets[1:], strict=True)
         ]
-        self._num_layers = start.num_layers
+        self._sizes, self._num_layers = start.scales.sizes, start.num_layers
         self._begin = time.monotonic()
 
     def step_done(self, step: StepInfo) -> None:
         now = time.monotonic()
         if self._live and now - self._drawn >= _REDRAW_S:
             self._drawn = now
-            self._stream.write("\r\x1b[K" + self._line(step.query_scale, step.layer + 1, now))
+            line = self._line(step.query_scale, step.layer + 1, now, room=_columns(self._stream) - 1)
+            self._stream.write("\r\x1b[K" + line)
             self._stream.flush()
 
     def scale_done(self, scale: ScaleInfo) -> None:
         is_last = scale.query_scale == len(self._scale_work) - 1
-        line = self._line(scale.query_scale, self._num_layers, time.monotonic())
+        now = time.monotonic()
         if not self._live:
-            self._stream.write(line + "\n")
+            self._stream.write(self._line(scale.query_scale, self._num_layers, now) + "\n")
         elif is_last:
+            line = self._line(scale.query_scale, self._num_layers, now, room=_columns(self._stream) - 1)
             self._stream.write("\r\x1b[K" + line + "\n")
         self._stream.flush()
 
@@ -63,14 +70,36 @@ class ProgressProbe:
         if self._live:
             self._stream.write("\n")
 
-    def _line(self, query_scale: int, layers_done: int, now: float) -> str:
+    def _line(self, query_scale: int, layers_done: int, now: float, *, room: int | None = None) -> str:
+        """Where the run is, a bar, and the times; the bar is as long as `room` columns allow, None: as it likes."""
         done = sum(self._scale_work[:query_scale])
         done += self._scale_work[query_scale] * layers_done / self._num_layers
-        share = done / sum(self._scale_work)
-        elapsed = now - self._begin
-        bar = "#" * round(_BAR_WIDTH * share)
-        left = f", about {seconds_text(elapsed * (1 - share) / share)} left" if share >= _TELLING_SHARE else ""
-        return (
-            f"scale {query_scale + 1:>2}/{len(self._scale_work)}  layer {layers_done:>2}/{self._num_layers}  "
-            f"[{bar:<{_BAR_WIDTH}}] {share:4.0%}  {seconds_text(elapsed)} gone{left}"
-        )
+        share, elapsed = done / sum(self._scale_work), now - self._begin
+        place = self._place(query_scale, layers_done)
+        times = f"{share:4.0%}  {seconds_text(elapsed)} gone"
+        if place == _ALL_DONE:
+            times += "; making the picture"
+        elif share >= _TELLING_SHARE:
+            times += f", about {seconds_text(elapsed * (1 - share) / share)} left"
+        width = _BAR_WIDTH if room is None else min(_BAR_WIDTH, room - len(f"{place}  [] {times}"))
+        bar = f"[{'#' * round(width * share):<{width}}] " if width >= _SHORTEST_BAR else ""
+        return f"{place}  {bar}{times}"[:room]
+
+    def _place(self, query_scale: int, layers_done: int) -> str:
+        """Scales are numbered from 0, as in files and on the screens; what is counted is what is done."""
+        height, width = self._sizes[query_scale]
+        if layers_done < self._num_layers:
+            return f"scale {query_scale} ({height}x{width}), {layers_done} of {self._num_layers} layers"
+        if query_scale < len(self._sizes) - 1:
+            return f"scale {query_scale} ({height}x{width}), {query_scale + 1} of {len(self._sizes)} scales done"
+        return _ALL_DONE
+
+
+def _columns(stream: TextIO) -> int:
+    """The width of the terminal that a stream goes to."""
+    try:
+        columns = os.get_terminal_size(stream.fileno()).columns
+    except OSError:
+        columns = 0
+    # Some terminals give 0 for "not known"; shutil knows COLUMNS, and 80.
+    return columns or shutil.get_terminal_size().columns
