@@ -22,6 +22,9 @@ LEVELS = ("info", "warning", "error")
 TEXT_BYTES = 240
 """UTF-8 bytes of one text in a row; longer texts end in an ellipsis."""
 
+RECORDING_STOPPED = "recording stopped: "
+"""How the message of a failed trace begins if its run went on: only the recording ended early."""
+
 
 class Status(IntEnum):
     """How a run stands, as its last commit row says."""
@@ -272,7 +275,12 @@ COMMIT = Table(
         Column("scales_done", "u2", "1", "Valid length of every table along query_scale"),
         Column("previews", "u1", "1", "1: preview has a picture for each of those scales; 0: it has none"),
         *(Column(f"{name}_rows", "u4", "1", f"Valid length of {name}") for name in COUNTED),
-        Column("message", "text", "1", "Why the run failed or was cancelled; UTF-8, padded with zeros"),
+        Column(
+            "message",
+            "text",
+            "1",
+            "Why the run failed or was cancelled, or its recording stopped; UTF-8, padded with zeros",
+        ),
     ),
     chunk=(32,),
 )

@@ -31,12 +31,18 @@ _FLOCK = struct.Struct("hhqqi4x")  # struct flock on 64-bit Linux: type, whence,
 
 
 def hold(path: Path) -> tuple[int, bool]:
-    """(descriptor, whether it holds the lock). Close the descriptor to release it."""
+    """(descriptor, whether it holds the lock: not where there are none). Close the descriptor to release it.
+
+    Raises BlockingIOError if another descriptor holds it.
+    """
     descriptor = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
     if not SUPPORTED:
         return descriptor, False
     try:
         fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BYTE, 1, 0))
+    except BlockingIOError:
+        os.close(descriptor)
+        raise
     except OSError:  # a file system without locks
         return descriptor, False
     return descriptor, True

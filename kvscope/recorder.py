@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from kvscope import rows
-from kvscope.format import FORMAT, LEVELS, TABLES, VERSION, Status
+from kvscope.format import FORMAT, LEVELS, RECORDING_STOPPED, TABLES, VERSION, Status
 from kvscope.liveness import HEARTBEAT_S
 from kvscope.schema import schema_text
 from kvscope.writer import NoRoomError, TraceWriter, check_output, reason_text
@@ -103,8 +103,10 @@ class Recorder:
         self.run_id = uuid.uuid4().hex
         self.failed: str | None = None
         """Why recording stopped before the run's end; None: it did not."""
+        self._reason = ""
         check_output(self.path, overwrite=overwrite)
         self._overwrite = overwrite
+        self._file: os.stat_result | None = None
         self._sampler = sampler
         self._preview = preview
         self._links = {"parent_run_id": parent_run_id, "control_socket": control_socket}
@@ -115,6 +117,17 @@ class Recorder:
         self._created = threading.Event()
         self._error: Exception | None = None
         self._cost = _Cost()
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether what is at `path` is the file that this recorder made: it was not moved, deleted or replaced since.
+
+        The recorder itself does not notice: it goes on writing to its file, wherever that is, and `failed` stays None.
+        """
+        try:
+            return self._file is not None and os.path.samestat(self._file, self.path.stat())
+        except OSError:
+            return False
 
     @property
     def wants_attention_mass(self) -> bool:
@@ -191,7 +204,11 @@ class Recorder:
         try:
             self._queue.put(message, timeout=MAX_WAIT_S)
         except queue.Full:
-            self.failed = f"recording stopped (the file took no data for {MAX_WAIT_S:g} s), the run went on"
+            self._stop_recording(f"the file took no data for {MAX_WAIT_S:g} s")
+
+    def _stop_recording(self, reason: str) -> None:
+        self._reason = reason
+        self.failed = f"{self.path}: {RECORDING_STOPPED}{reason}; the run went on"
 
     def _host_arrays(self, steps: list[StepInfo], scale: ScaleInfo) -> _Scale:
         assert self._start is not None  # run_started comes first
@@ -228,7 +245,7 @@ class Recorder:
             if self.failed is None:
                 writer.close()
             else:
-                writer.end_early(self.failed)
+                writer.end_early(self._reason)
         except (OSError, RuntimeError) as error:  # RuntimeError is HDF5's for a flush that failed
             self._give_up(writer, error)
         except Exception as error:  # a bug: finish raises it in the run's thread
@@ -236,11 +253,10 @@ class Recorder:
             writer.abandon()
 
     def _give_up(self, writer: TraceWriter, error: OSError | RuntimeError) -> None:
-        reason = f"recording stopped ({reason_text(error)}), the run went on"
-        self.failed = f"{self.path}: {reason}"
+        self._stop_recording(reason_text(error))
         if isinstance(error, NoRoomError):
             with contextlib.suppress(OSError, RuntimeError):
-                writer.end_early(reason)
+                writer.end_early(self._reason)
                 return
         writer.abandon()
 
@@ -257,6 +273,7 @@ class Recorder:
         sizes = np.array(start.scales.sizes)
         fixed = {"scale_height": sizes[:, 0], "scale_width": sizes[:, 1], "drop_step": start.schedule.drop_step}
         writer = TraceWriter.create(self.path, self._header(start), lengths, fixed, overwrite=self._overwrite)
+        self._file = writer.file_status
         writer.append_rows("allocator", rows.memory_row(time.monotonic_ns(), start.device))
         return writer
 

@@ -7,6 +7,7 @@ belongs to one moment, until `refresh` moves on to a later one. A Trace is used 
 from __future__ import annotations
 
 import json
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from kvscope import liveness, superblock
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError, UsageError
-from kvscope.format import FORMAT, HEADER, TABLES, VERSION, Reason, Status, decode_text
+from kvscope.format import FORMAT, HEADER, RECORDING_STOPPED, TABLES, VERSION, Reason, Status, decode_text
 from kvscope.job import Job
 
 if TYPE_CHECKING:
@@ -123,8 +124,13 @@ class Trace:
 
     @property
     def message(self) -> str:
-        """Why the run failed, was cancelled or is taken for crashed; else empty."""
+        """Why the run failed, was cancelled or is taken for crashed, or its recording stopped; else empty."""
         return CRASHED_MESSAGE if self.status == "crashed" else decode_text(self._commit["message"])
+
+    @property
+    def recording_stopped(self) -> bool:
+        """It is not the run that failed, but its recording, as on a full disk: the run went on without it."""
+        return self.status == "failed" and self.message.startswith(RECORDING_STOPPED)
 
     @property
     def scales_done(self) -> int:
@@ -278,12 +284,15 @@ class Trace:
 
 def _open_file(path: Path) -> tuple[h5py.File, bool]:
     """(the file, whether it is followed): a live file is, what a dead writer left is read as if it had been closed."""
-    if not path.exists():
-        raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`")
-    held = liveness.is_held(path)
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for its writer for ever
+            raise TraceError(f"{path}: not a regular file; expected a trace made by `kvscope run`")
+        held = liveness.is_held(path)
         with path.open("rb") as file:
             beginning = file.read(superblock.SIZE)
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
     if not beginning.startswith(superblock.SIGNATURE):

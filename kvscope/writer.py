@@ -22,9 +22,12 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
+import heatkv.errors
+from heatkv.files import check_new, exists_text, place
 from kvscope import liveness, superblock
-from kvscope.errors import OutputError
-from kvscope.format import ARRAYS, AXES, COMMIT, COUNTED, TABLES, Status, Table, text_field
+from kvscope.errors import OutputError, TraceError
+from kvscope.format import ARRAYS, AXES, COMMIT, COUNTED, RECORDING_STOPPED, TABLES, Status, Table, text_field
+from kvscope.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,8 +81,8 @@ class TraceWriter:
         `lengths`: length of every axis that does not grow; `fixed`: the fixed tables. Raises OutputError, leaving
         nothing behind, if that cannot be done.
         """
-        check_output(path, overwrite=overwrite)
-        part = path.with_name(path.name + ".part")
+        target = check_output(path, overwrite=overwrite)
+        part = target.with_name(target.name + ".part")
         needed = _CREATE_BYTES + sum(2 * values.nbytes for values in fixed.values())
         try:
             _make_room(part, needed)
@@ -91,17 +94,26 @@ class TraceWriter:
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
         try:
             writer = cls._started(part, header, lengths, fixed)
-            check_output(path, overwrite=overwrite)
-            part.replace(path)
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
+        try:
+            writer._take_name(path, overwrite=overwrite)
         except OutputError:
             writer.close()
             part.unlink(missing_ok=True)
             raise
-        writer.path = path
         return writer
+
+    def _take_name(self, path: Path, *, overwrite: bool) -> None:
+        """Rename the file from its part's name. Asked once more: the name may have been taken meanwhile."""
+        try:
+            place(self.path, check_output(path, overwrite=overwrite), overwrite=overwrite)
+        except FileExistsError:
+            raise OutputError(exists_text(path)) from None
+        except OSError as error:
+            raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
+        self.path = path
 
     @classmethod
     def _started(
@@ -127,9 +139,14 @@ class TraceWriter:
         return writer
 
     @property
+    def file_status(self) -> os.stat_result:
+        """What the system says of the file, under whatever name."""
+        return os.fstat(self._descriptor)
+
+    @property
     def file_bytes(self) -> int:
         """Length of the file, with the room reserved for what comes next."""
-        return os.fstat(self._descriptor).st_size
+        return self.file_status.st_size
 
     def append_rows(self, name: str, rows: NDArray[np.void]) -> None:
         """Append rows to a table of rows."""
@@ -186,11 +203,12 @@ class TraceWriter:
             _give_back_room(self._descriptor)
         os.close(self._descriptor)
 
-    def end_early(self, message: str) -> None:
-        """End a trace that may not grow: what was committed stays, the last commit says why there is no more."""
+    def end_early(self, reason: str) -> None:
+        """End a trace whose run goes on: what was committed stays, the last commit says why there is no more."""
         self._is_ending = True
         self._counts = dict(self._committed)
-        self.commit(Status.FAILED, message=message)
+        recorded = f"{self._counts['query_scale']} scales are recorded"
+        self.commit(Status.FAILED, message=f"{RECORDING_STOPPED}{reason}; the run went on, {recorded}")
         self.close()
 
     def abandon(self) -> None:
@@ -236,16 +254,28 @@ def _num_chunks(shape: tuple[int, ...], chunks: tuple[int, ...]) -> int:
     return math.prod(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raises OutputError if a trace cannot be written to this path; touches nothing."""
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist; create it, or choose another")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder; give the name of a file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path}: exists; choose another name, or allow overwriting")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"{path}: no permission to write in {path.parent}; choose another folder")
+def check_output(path: Path, *, overwrite: bool) -> Path:
+    """The file that a trace at this path makes or replaces, links followed; touches nothing.
+
+    Raises OutputError if it cannot be written, exists (unless `overwrite`), or is being recorded by a run.
+    """
+    try:
+        target = check_new(path, overwrite=overwrite)
+    except heatkv.errors.OutputError as error:
+        raise OutputError(str(error)) from None
+    recorder = _recorder_of(target) if target.exists() else None
+    if recorder is not None:
+        raise OutputError(f"{path}: is being recorded by {recorder}; choose another name")
+    return target
+
+
+def _recorder_of(path: Path) -> str | None:
+    """Who records this file now, in words; None: nobody."""
+    try:
+        with Trace.open(path) as trace:
+            return f"process {trace.header.pid}" if trace.status == "live" else None
+    except TraceError:
+        return "another process" if liveness.is_held(path) else None
 
 
 def reason_text(error: Exception) -> str:

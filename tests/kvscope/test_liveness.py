@@ -72,8 +72,11 @@ def test_a_killed_process_lets_go_of_its_lock(file: Path) -> None:
 
 def test_a_second_recorder_of_the_same_file_does_not_get_the_lock(file: Path) -> None:
     first, _ = liveness.hold(file)
-    second, locked = liveness.hold(file)
 
-    assert not locked
+    with pytest.raises(BlockingIOError):
+        liveness.hold(file)
+
     os.close(first)
+    second, locked = liveness.hold(file)
+    assert locked
     os.close(second)

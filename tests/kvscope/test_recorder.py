@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 import threading
@@ -14,7 +15,9 @@ import h5py
 import numpy as np
 import pytest
 
+from kvscope import liveness
 from kvscope import recorder as recorder_module
+from kvscope import writer as writer_module
 from kvscope.errors import OutputError
 from kvscope.format import TABLES, Reason, decode_text
 from kvscope.nvml import GpuSampler
@@ -190,6 +193,7 @@ def test_a_run_that_breaks_off_leaves_a_trace_that_says_so(
 
     with Trace.open(tmp_path / "a.h5") as trace:
         assert (trace.status, trace.message, trace.scales_done) == (status, message, 2)
+        assert not trace.recording_stopped
 
 
 def test_finish_may_be_called_again_and_the_first_word_counts(tmp_path: Path, fake_run: ModuleType) -> None:
@@ -263,6 +267,100 @@ def test_an_output_that_cannot_be_is_refused_before_the_run(
         Recorder(tmp_path / name, fake_run.fake_job())
 
 
+def test_a_name_that_is_taken_at_the_last_moment_is_not_overwritten(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = writer_module.check_output
+    recorder = Recorder(tmp_path / "a.h5", fake_run.fake_job())
+
+    def taken_right_after_the_check(path: Path, *, overwrite: bool) -> Path:
+        target = check(path, overwrite=overwrite)
+        if (tmp_path / "a.h5.part").exists():
+            path.write_text("precious")
+        return target
+
+    monkeypatch.setattr(writer_module, "check_output", taken_right_after_the_check)
+    with pytest.raises(OutputError, match="exists"), recorder:
+        fake_run.run(recorder)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+    assert (tmp_path / "a.h5").read_text() == "precious"
+
+
+def test_a_trace_that_is_being_recorded_is_not_overwritten(live_trace: Path, fake_run: ModuleType) -> None:
+    content = live_trace.read_bytes()
+
+    with pytest.raises(OutputError, match=rf"is being recorded by process {os.getpid()}; choose another name"):
+        Recorder(live_trace, fake_run.fake_job(), overwrite=True)
+
+    assert live_trace.read_bytes()[:1000] == content[:1000]
+
+
+def test_a_trace_that_is_being_recorded_without_locks_is_not_overwritten(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(liveness, "SUPPORTED", False)
+    with Recorder(tmp_path / "a.h5", fake_run.fake_job()) as recorder:
+        fake_run.run(recorder, scales=1)
+        with pytest.raises(OutputError, match="is being recorded"):
+            Recorder(tmp_path / "a.h5", fake_run.fake_job(), overwrite=True)
+
+
+def test_of_two_overwriting_runs_that_start_together_one_is_refused(tmp_path: Path, fake_run: ModuleType) -> None:
+    (tmp_path / "a.h5").write_text("old")
+    first = Recorder(tmp_path / "a.h5", fake_run.fake_job(), overwrite=True)
+    second = Recorder(tmp_path / "a.h5", fake_run.fake_job(), overwrite=True)
+
+    with first:
+        first.run_started(fake_run.fake_start())
+        with pytest.raises(OutputError, match="is being recorded"), second:
+            fake_run.run(second)
+        assert first.is_in_place
+
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
+
+
+@pytest.mark.parametrize("name", ["/dev/null", "pipe"])
+def test_what_is_no_regular_file_is_not_replaced(tmp_path: Path, fake_run: ModuleType, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(OutputError, match="not a regular file"):
+        Recorder(tmp_path / name, fake_run.fake_job(), overwrite=True)
+
+
+def test_a_link_is_followed(tmp_path: Path, fake_run: ModuleType) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "a.h5").symlink_to("folder/b.h5")
+
+    with Recorder(tmp_path / "a.h5", fake_run.fake_job(), overwrite=True) as recorder:
+        fake_run.run(recorder)
+
+    assert recorder.is_in_place
+    assert (tmp_path / "a.h5").is_symlink()
+    with Trace.open(tmp_path / "folder" / "b.h5") as trace:
+        assert trace.status == "done"
+
+
+@pytest.mark.parametrize("change", ["moved", "deleted", "replaced"])
+def test_a_trace_that_was_taken_away_during_the_run_is_noticed(
+    tmp_path: Path, fake_run: ModuleType, change: str
+) -> None:
+    path = tmp_path / "a.h5"
+    with Recorder(path, fake_run.fake_job()) as recorder:
+        assert not recorder.is_in_place
+        fake_run.run(recorder, scales=2)
+        assert recorder.is_in_place
+        if change == "moved":
+            path.rename(tmp_path / "b.h5")
+        else:
+            path.unlink()
+        if change == "replaced":
+            path.write_text("another")
+
+    assert recorder.failed is None
+    assert not recorder.is_in_place
+
+
 def test_a_part_file_of_another_run_is_left_alone(tmp_path: Path, fake_run: ModuleType) -> None:
     (tmp_path / "a.h5.part").write_text("another")
 
@@ -297,7 +395,9 @@ def test_on_a_full_disk_the_run_goes_on_and_the_trace_ends_at_its_last_commit(
     assert "File too large" in done.stdout
     with Trace.open(tmp_path / "a.h5") as trace:
         assert trace.status == "failed"
-        assert "recording stopped (File too large)" in trace.message
+        assert trace.recording_stopped
+        recorded = f"the run went on, {trace.scales_done} scales are recorded"
+        assert trace.message == f"recording stopped: File too large; {recorded}"
         plan = fake_run.fake_schedule().kept_tokens()
         np.testing.assert_array_equal(trace.kept_tokens, plan[: trace.scales_done])
         assert trace.image is None
@@ -367,6 +467,7 @@ def test_a_writer_that_stands_still_holds_the_run_up_only_for_a_moment(
     assert recorder.finish() == recorder.failed
     with Trace.open(tmp_path / "a.h5") as trace:
         assert trace.status == "failed"
+        assert trace.recording_stopped
         assert "took no data" in trace.message
 
 

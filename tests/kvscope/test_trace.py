@@ -204,6 +204,18 @@ def test_a_file_that_is_not_hdf5_is_one_line(tmp_path: Path, content: bytes) -> 
     assert "\n" not in str(caught.value)
 
 
+def test_a_pipe_is_one_line_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(TraceError, match="not a regular file"):
+        Trace.open(tmp_path / "pipe")
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"cannot be read \(File name too long\)"):
+        Trace.open(tmp_path / ("n" * 300))
+
+
 def test_a_folder_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match="cannot be read"):
         Trace.open(tmp_path)

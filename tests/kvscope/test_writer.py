@@ -103,12 +103,13 @@ def test_a_growth_without_room_leaves_the_last_commit_and_can_be_ended(
         patch.setattr(os, "posix_fallocate", full)
         with pytest.raises(NoRoomError, match="No space left"):
             writer.append_scale(a_scale())
-        writer.end_early("no space")
+        writer.end_early("no space left")
 
     with h5py.File(tmp_path / "b.h5") as file:
         last = file["commit"][-1]
         assert (last["status"], last["scales_done"]) == (Status.FAILED, 1)
-        assert last["message"].tobytes().rstrip(b"\0") == b"no space"
+        expected = b"recording stopped: no space left; the run went on, 1 scales are recorded"
+        assert last["message"].tobytes().rstrip(b"\0") == expected
 
 
 def test_previews_take_their_size_from_the_first(tmp_path: Path, writer: TraceWriter) -> None:
