@@ -13,6 +13,7 @@ import numpy as np
 
 from heatkv.config import ModelConfig, VAEConfig
 from heatkv.schedule import budget_bytes
+from kvscope.errors import TraceFormatError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -237,6 +238,8 @@ def _recorder_cost(trace: Trace, seconds: float | None) -> RecorderCost | None:
 
 def _scale_summary(trace: Trace, scale: int) -> ScaleSummary:
     steps = trace.steps[trace.steps["query_scale"] == scale]
+    if not steps.size:
+        raise TraceFormatError(f"{trace.path}: damaged: scale {scale} is done, but has no steps; record it again")
     height, width = trace.header.scales.sizes[scale]
     return ScaleSummary(
         scale=scale,

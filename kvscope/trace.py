@@ -234,6 +234,9 @@ class Trace:
         if not len(dataset):
             raise TraceFormatError(f"{self.path}: damaged: it has no commit; expected a file made by `kvscope run`")
         self._commit = dataset[-1]
+        Status(int(self._commit["status"]))  # ValueError if it is none
+        if self.scales_done > self.header.scales.num_scales:
+            raise ValueError(f"{self.scales_done} scales of {self.header.scales.num_scales}")
         self._alive = held or (self.header.liveness == "heartbeat" and self._is_fresh())
 
     def _is_fresh(self) -> bool:

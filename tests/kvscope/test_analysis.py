@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
+import h5py
 import numpy as np
 import pytest
 
 from heatkv.schedule import PruningSchedule
 from kvscope.analysis import DENOMINATOR, StepPlace, Summary, summarize
+from kvscope.errors import TraceFormatError
 from kvscope.recorder import Recorder
 from kvscope.trace import Trace
 
@@ -174,3 +177,15 @@ def test_a_run_without_a_budget_has_none(tmp_path: Path, fake_run: ModuleType) -
     assert summary.budget_bytes is None
     assert summary.storage_peak_of_budget is None
     assert np.isfinite(summary.storage_peak_fraction or np.nan)
+
+
+def test_a_scale_without_steps_is_damage_told_in_one_line(tmp_path: Path, tiny_trace: Path) -> None:
+    path = Path(shutil.copy(tiny_trace, tmp_path / "changed.h5"))
+    with h5py.File(path, "r+") as file:
+        file["steps"][3:6] = np.zeros(3, file["steps"].dtype)  # a block of zeros: the steps of scale 1 are gone
+
+    with (
+        Trace.open(path) as trace,
+        pytest.raises(TraceFormatError, match=r"damaged: scale 1 is done, but has no steps"),
+    ):
+        summarize(trace)

@@ -241,7 +241,7 @@ def test_a_closed_trace_that_was_cut_short_is_one_line(tmp_path: Path, tiny_trac
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kept_bytes", [1000, 20_000, 60_000, 90_000])
+@pytest.mark.parametrize("kept_bytes", [1000, 20_000, 40_000, 55_000])
 def test_what_is_left_of_a_crashed_trace_that_was_cut_short_is_one_line(
     tmp_path: Path, crashed_trace: Path, kept_bytes: int
 ) -> None:
@@ -342,6 +342,19 @@ def test_a_trace_without_what_makes_it_one_is_one_line(
 
     with pytest.raises(TraceFormatError, match="damaged"):
         Trace.open(changed_trace(remove))
+
+
+@pytest.mark.parametrize(("column", "value"), [("status", 9), ("scales_done", 6)])
+def test_a_last_commit_that_cannot_be_is_one_line(
+    changed_trace: Callable[[Callable[[h5py.File], None]], Path], column: str, value: int
+) -> None:
+    def spoil(file: h5py.File) -> None:
+        last = file["commit"][-1:]
+        last[column] = value
+        file["commit"][-1:] = last
+
+    with pytest.raises(TraceFormatError, match=r"changed\.h5: damaged"):
+        Trace.open(changed_trace(spoil))
 
 
 def test_a_missing_header_key_is_named(changed_trace: Callable[[Callable[[h5py.File], None]], Path]) -> None:
