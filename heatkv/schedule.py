@@ -136,8 +136,9 @@ class PruningSchedule:
         return layers, heads, source_scales
 
     def validate(self, config: ModelConfig, scales: ScaleSchedule) -> None:
-        """Raises ScheduleError unless this schedule was made for the model's shape and these scales."""
-        if (self.num_layers, self.num_heads) != (config.num_layers, config.num_heads):
+        """Raises ScheduleError unless this schedule was made for this model and these scales."""
+        made_for = self.model, self.num_layers, self.num_heads
+        if made_for != (config.name, config.num_layers, config.num_heads):
             found = f"{self.model} ({self.num_layers} layers, {self.num_heads} heads)"
             expected = f"{config.name} ({config.num_layers} layers, {config.num_heads} heads)"
             raise ScheduleError(f"the schedule is for {found}, the run is {expected}; plan it again for this model")
@@ -187,10 +188,12 @@ class PruningSchedule:
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a file made by `save`. Raises ScheduleError naming the path and what is wrong."""
+        """Read a file made by `save`. Raises ScheduleError naming the path and what is wrong: also a false budget."""
         record = read_json(Path(path), expected="a schedule file made by `plan`", error=ScheduleError)
         try:
-            return cls.from_json(record)
+            schedule = cls.from_json(record)
+            schedule._check_budget()
+            return schedule
         except ScheduleError as error:
             raise ScheduleError(f"{path}: {error}") from None
 
@@ -201,6 +204,16 @@ class PruningSchedule:
 
     def __hash__(self) -> int:
         return hash((self.content_hash, self.model, self.policy, self.budget))
+
+    def _check_budget(self) -> None:
+        if self.budget is None:
+            return
+        allowed, peak = _allowed_tokens(self.budget, self.num_layers, self.num_heads, self.scales), self.peak_tokens
+        if peak > allowed:
+            raise ScheduleError(
+                f"the budget {self.budget:.8g} allows {allowed} tokens, but the peak of drop_step is {peak}; "
+                "plan it again, or correct the budget"
+            )
 
     def _labels(self) -> tuple[object, ...]:
         return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance
@@ -235,8 +248,12 @@ def budget_tokens(budget: float, config: ModelConfig, scales: ScaleSchedule) -> 
     Multiplied in the order of the reference planner, then floored with BUDGET_TOLERANCE, because a product that
     comes out a hair below a whole number would forbid the very schedule that the budget was computed for.
     """
-    threshold = budget * config.num_layers * config.num_heads * scales.history_tokens
-    return math.floor(threshold + BUDGET_TOLERANCE * full_history_tokens(config, scales))
+    return _allowed_tokens(budget, config.num_layers, config.num_heads, scales)
+
+
+def _allowed_tokens(budget: float, num_layers: int, num_heads: int, scales: ScaleSchedule) -> int:
+    threshold = budget * num_layers * num_heads * scales.history_tokens
+    return math.floor(threshold + BUDGET_TOLERANCE * num_layers * num_heads * scales.history_tokens)
 
 
 def budget_bytes(

@@ -64,9 +64,9 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
     drop_step = random.integers(np.broadcast_to(own, (num_layers, num_heads, len(sides))), last_step, endpoint=True)
     drop_step[:, :, :sinks] = last_step
     drop_step[:, :, -1:] = own[:, :, -1:]
-    return PruningSchedule(
-        drop_step.astype(np.int16), "random", scales, sinks, "random", draw(st.none() | st.floats(0, 1))
-    )
+    free = PruningSchedule(drop_step.astype(np.int16), "random", scales, sinks, "random")
+    least = free.peak_tokens / free.history_tokens
+    return dataclasses.replace(free, budget=draw(st.none() | st.floats(least, 1)))
 
 
 class TestMeaning:
@@ -202,6 +202,10 @@ class TestRefusal:
         with pytest.raises(ScheduleError, match="for 4 scales up to 2x4, the run has 7 scales up to 16x16"):
             schedule.validate(SMALL, ScaleSchedule.named("0.06M"))
 
+    def test_another_model_of_the_same_shape_is_refused(self) -> None:
+        with pytest.raises(ScheduleError, match=r"for other \(2 layers, 2 heads\), the run is small \(2 layers, 2"):
+            _schedule(model="other").validate(SMALL, SCALES)
+
 
 class TestFile:
     @given(schedule=schedules())
@@ -228,6 +232,16 @@ class TestFile:
         with pytest.raises(OutputError, match="exists"):
             _schedule().save(path)
         _schedule().save(path, overwrite=True)
+
+    def test_a_budget_that_the_steps_do_not_keep_is_refused(self, tmp_path: Path) -> None:
+        peak = _schedule().peak_tokens / _schedule().history_tokens
+        PruningSchedule.load(_schedule(budget=peak).save(tmp_path / "true.json"))
+        false = _schedule(budget=peak - 1e-6).save(tmp_path / "false.json")
+
+        with pytest.raises(
+            ScheduleError, match=r"false\.json: the budget 0\.857\d* allows 23 tokens, .* is 24; plan it"
+        ):
+            PruningSchedule.load(false)
 
     @pytest.mark.parametrize(
         ("spoil", "message"),
