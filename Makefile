@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench format clean
+.PHONY: demo test check bench traces format clean
 
 demo: $(INSTALLED)
 	@mkdir -p out
@@ -23,6 +23,10 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
+
+# The commands of traces/README.md, word for word.
+traces: $(INSTALLED)
+	@grep '^kvscope \(calibrate\|run\)' traces/README.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

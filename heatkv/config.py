@@ -83,10 +83,12 @@ class ModelConfig:
     def schedule_for(self, resolution: str | None = None, *, aspect: float = 1.0) -> ScaleSchedule:
         """The scales of one image: by resolution and aspect, or the model's only schedule."""
         if not self.scales:
-            return ScaleSchedule.named(resolution or "1M", aspect=aspect)
+            return ScaleSchedule.named("1M" if resolution is None else resolution, aspect=aspect)
         native = replace(ScaleSchedule.custom(self.scales, rope_grid=self.rope_grid), resolution="native")
         if resolution not in (None, "native"):
             raise UnknownNameError(f"resolution of {self.name}", resolution, ["native"])
+        if aspect not in (1.0, native.aspect):
+            raise UnknownNameError(f"aspect of {self.name}", aspect, [native.aspect])
         return native
 
 

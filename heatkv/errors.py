@@ -4,6 +4,7 @@ HeatKVError                 1
 ├── UnknownNameError        2   a model, policy, resolution or option that does not exist
 ├── ScheduleError           2   a pruning schedule, or its file, that cannot be obeyed
 ├── OrdersError             2   head orders or S-CAS scores that do not fit
+├── PromptsError            2   a prompt file that cannot be read, or holds no prompts
 ├── BudgetError             3   a budget that cannot be met; carries the minimum
 ├── CheckpointError         4   weights that are missing, damaged or of another architecture
 └── OutputError             6   a file that cannot be written, or would be overwritten
@@ -31,6 +32,12 @@ class UnknownNameError(HeatKVError):
         super().__init__(f"unknown {kind} {name!r}; known, nearest first: {', '.join(ranked)}")
 
 
+class OptionError(HeatKVError):
+    """A value, such as a temperature or a device, that no run could use."""
+
+    exit_code = 2
+
+
 class ScheduleError(HeatKVError):
     """A pruning schedule, or its file, that cannot be obeyed."""
 
@@ -39,6 +46,12 @@ class ScheduleError(HeatKVError):
 
 class OrdersError(HeatKVError):
     """Head orders or S-CAS scores that do not fit the model, the scales or the format."""
+
+    exit_code = 2
+
+
+class PromptsError(HeatKVError):
+    """A prompt file that cannot be read, or holds something else than prompts."""
 
     exit_code = 2
 

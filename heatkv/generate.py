@@ -16,7 +16,7 @@ from torch import Tensor
 from heatkv.attention import Segment, attend, attention_mass, tokens_by_head
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig
-from heatkv.errors import HeatKVError
+from heatkv.errors import OptionError
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
 from heatkv.scales import ScaleSchedule
@@ -42,22 +42,22 @@ class Sampling:
     def __post_init__(self) -> None:
         wrong = [item for item in self.cfg_insertion_layers if item > 0]
         if wrong:
-            raise HeatKVError(f"cfg insertion layer {wrong[0]} is not possible; use 0 (logits) or negative numbers")
+            raise OptionError(f"cfg insertion layer {wrong[0]} is not possible; use 0 (logits) or negative numbers")
         for tau in self.tau if isinstance(self.tau, tuple) else (self.tau,):
             if not 0 < tau < math.inf:
-                raise HeatKVError(f"temperature {tau} is not possible; expected a number above 0")
+                raise OptionError(f"temperature {tau} is not possible; expected a number above 0")
         for cfg in self.cfg if isinstance(self.cfg, tuple) else (self.cfg,):
             if not math.isfinite(cfg):
-                raise HeatKVError(f"cfg {cfg} is not possible; expected a finite number")
+                raise OptionError(f"cfg {cfg} is not possible; expected a finite number")
 
     def check(self, num_scales: int, num_layers: int) -> None:
-        """Raises HeatKVError if a list does not fit the scales, or an insertion layer the model."""
+        """Raises OptionError if a list does not fit the scales, or an insertion layer the model."""
         for name, value in (("cfg", self.cfg), ("tau", self.tau)):
             if isinstance(value, tuple) and len(value) != num_scales:
-                raise HeatKVError(f"{name} list has {len(value)} values, this run has {num_scales} scales")
+                raise OptionError(f"{name} list has {len(value)} values, this run has {num_scales} scales")
         for item in self.cfg_insertion_layers:
             if item and num_layers + item < 1:
-                raise HeatKVError(f"cfg insertion layer {item} is before layer 1 of {num_layers}")
+                raise OptionError(f"cfg insertion layer {item} is before layer 1 of {num_layers}")
 
     @property
     def guided(self) -> bool:
@@ -107,7 +107,7 @@ def generate(
     sampling.check(scales.num_scales, model.config.num_layers)
     _check_texts(texts, negatives, model.config)
     if scales.num_scales > NUM_LEVEL_EMBEDDINGS:
-        raise HeatKVError(f"{scales.num_scales} scales; Infinity knows at most {NUM_LEVEL_EMBEDDINGS}")
+        raise OptionError(f"{scales.num_scales} scales; Infinity knows at most {NUM_LEVEL_EMBEDDINGS}")
     schedule = schedule or FullPolicy().plan(model.config, scales)
     schedule.validate(model.config, scales)
     if forced_bits is not None:
@@ -265,17 +265,17 @@ def _run_start(model: Infinity, scales: ScaleSchedule, schedule: PruningSchedule
 
 def _check_texts(texts: Sequence[Tensor], negatives: Sequence[Tensor] | None, config: ModelConfig) -> None:
     if not texts:
-        raise HeatKVError("no prompts; give at least one")
+        raise OptionError("no prompts; give at least one")
     if negatives is not None and len(negatives) != len(texts):
-        raise HeatKVError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one each")
+        raise OptionError(f"{len(negatives)} negative prompts for {len(texts)} prompts; give one each")
     for text in (*texts, *(negatives or ())):
         if text.ndim != 2 or text.shape[1] != config.text_width or not 1 <= len(text) <= config.text_maxlen:
             expected = f"1 to {config.text_maxlen} tokens of {config.text_width} channels"
-            raise HeatKVError(f"prompt features have shape {list(text.shape)}; {config.name} takes {expected}")
+            raise OptionError(f"prompt features have shape {list(text.shape)}; {config.name} takes {expected}")
 
 
 def _check_bits(forced_bits: Sequence[Tensor], batch: int, config: ModelConfig, scales: ScaleSchedule) -> None:
     expected = [(batch, tokens, config.bits_per_token) for tokens in scales.tokens]
     found = [tuple(bits.shape) for bits in forced_bits]
     if found != expected:
-        raise HeatKVError(f"forced bits have shapes {found}; this run needs one tensor per scale, {expected}")
+        raise OptionError(f"forced bits have shapes {found}; this run needs one tensor per scale, {expected}")

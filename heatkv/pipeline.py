@@ -15,7 +15,7 @@ from torch import Tensor
 from heatkv.bundled import bundled_weights
 from heatkv.checkpoint import find_weights, load_transformer, load_vae, random_transformer, random_vae
 from heatkv.config import ModelConfig
-from heatkv.errors import CheckpointError, HeatKVError, UnknownNameError
+from heatkv.errors import CheckpointError, OptionError, UnknownNameError
 from heatkv.generate import Generation, Sampling, generate
 from heatkv.probe import Probe
 from heatkv.scales import ScaleSchedule
@@ -85,6 +85,8 @@ class Pipeline:
         probe: Probe | None = None,
     ) -> Generation:
         """Images of prompts; see heatkv.generate.generate. Default sampling: the model's own cfg and tau."""
+        if isinstance(prompts, str) or isinstance(negative_prompts, str):
+            raise OptionError("prompts is one text; give a list of texts, one image each")
         return generate(
             self.transformer,
             self.encoder.encode(prompts),
@@ -115,7 +117,7 @@ def _device(name: str) -> torch.device:
     num_cuda = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= num_cuda:
         found = f"torch {torch.__version__} finds {num_cuda} CUDA devices here"
-        raise HeatKVError(f"device {name}: {found}; use --device cpu")
+        raise OptionError(f"device {name}: {found}; use --device cpu")
     return device
 
 

@@ -15,6 +15,7 @@ RESOLUTIONS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 """Resolution name → how many of the template's 13 scales it uses."""
 
 _PIXELS_PER_TOKEN = 16
+_LEAST_ASPECT, _MOST_ASPECT = 0.3, 3.3
 
 # Height/width template → grids at 1M (Infinity, infinity/utils/dynamic_resolution.py). The inverse
 # templates are the same grids with height and width exchanged.
@@ -70,8 +71,8 @@ class ScaleSchedule:
         """The official schedule of a resolution, for the template nearest to `aspect` (height / width)."""
         if resolution not in RESOLUTIONS:
             raise UnknownNameError("resolution", resolution, RESOLUTIONS)
-        if not aspect > 0:
-            raise ScheduleError(f"aspect {aspect} is not a height / width ratio; expected a number above 0")
+        if not _LEAST_ASPECT <= aspect <= _MOST_ASPECT:
+            raise ScheduleError(f"aspect {aspect:g} is beyond the templates' height / width, 0.333 to 3")
         template = min(TEMPLATES, key=lambda ratio: abs(aspect - ratio))
         grids = TEMPLATES[template]
         return cls(grids[: RESOLUTIONS[resolution]], grids[-1], resolution, template)

@@ -23,7 +23,13 @@ Narrate = Callable[[str], None]
 
 
 def run_calibration(
-    job: Job, prompts: list[str], out: Path, *, overwrite: bool = False, narrate: Narrate = lambda _: None
+    job: Job,
+    prompts: list[str],
+    out: Path,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    narrate: Narrate = lambda _: None,
 ) -> Calibration:
     """Measure every prompt (seed of the job + its index); prompts that a stopped calibration measured are not repeated.
 
@@ -36,7 +42,7 @@ def run_calibration(
     if done:
         narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
     if done < len(prompts):
-        pipeline = load_pipeline(job, model_config(job.model), narrate)
+        pipeline = load_pipeline(job, model_config(job.model), narrate, threads=threads)
         begin = time.monotonic()
         for index in range(done, len(prompts)):
             file.append(_measure(pipeline, settings, index))

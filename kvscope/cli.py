@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import secrets
 import signal
 import sys
 import time
@@ -18,12 +19,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from heatkv.errors import HeatKVError
 from kvscope import options
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
+from kvscope.narration import Narration, drop_stdout, print_data
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from kvscope.job import Job
+    from kvscope.runner import Made
 
 EXIT_CODES = {
     0: "done",
@@ -38,6 +41,8 @@ EXIT_CODES = {
 }
 
 _CANCELLED = 130
+_DEMO_BUDGET = 0.2
+_PLANNED_BY = ("policy", "budget", "orders", "sink_scales")
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -57,7 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(arguments)
     args.arguments = arguments
-    signal.signal(signal.SIGTERM, _stop)
+    for ended in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ended, _stop)
+    sys.stderr = Narration(sys.stderr)
     try:
         return COMMANDS[args.command].run(args)
     except (KVScopeError, HeatKVError) as error:
@@ -67,14 +74,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         narrate("stopped")
         return _CANCELLED
     except BrokenPipeError:
-        # The reader of our output has gone, as in `kvscope stats FILE | head`; closing stdout again would complain.
-        sys.stderr.close()
+        # The reader of our output has gone, as in `kvscope stats FILE | head`: it has what it wanted.
+        drop_stdout()
         return 0
 
 
 def narrate(text: str) -> None:
     """One line to stderr."""
-    print(f"kvscope: {text}", file=sys.stderr, flush=True)  # noqa: T201  # this is where narration is printed
+    sys.stderr.write(f"kvscope: {text}\n")
+    sys.stderr.flush()
 
 
 def run_command(args: argparse.Namespace) -> int:
@@ -83,14 +91,13 @@ def run_command(args: argparse.Namespace) -> int:
 
     job = job_of(args)
     out = args.output or default_output(job.model, job.policy)
+    _check_image(args, out)
     if args.open:
         return _run_and_open(args, job, out)
-    _set_threads(args.threads)
-    _check_image(args)
-    made = run_job(job, out, overwrite=args.overwrite, narrate=narrate, progress=_progress())
+    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=_progress())
     if args.image is not None:
         _write_image(args.image, made.image, overwrite=args.overwrite)
-    return _report(out, as_json=args.json) if made.trace_is_readable else OutputError.exit_code
+    return _report_made(made, as_json=args.json)
 
 
 def open_command(args: argparse.Namespace) -> int:
@@ -118,7 +125,7 @@ def plan_command(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(summary.to_json() | {"schedule": None if args.output is None else str(args.output)})
     else:
-        _print(plan_text(summary))
+        print_data(plan_text(summary))
     if args.output is not None:
         narrate(f"schedule written to {args.output}")
     return 0
@@ -133,9 +140,13 @@ def calibrate_command(args: argparse.Namespace) -> int:
     prompts = read_prompts(args.prompts)
     if args.samples is not None and not 1 <= args.samples <= len(prompts):
         raise UsageError(f"--samples {args.samples}; {args.prompts} holds {len(prompts)} prompts")
-    _set_threads(args.threads)
     calibration = run_calibration(
-        job_of(args), prompts[: args.samples], args.output, overwrite=args.overwrite, narrate=narrate
+        job_of(args),
+        prompts[: args.samples],
+        args.output,
+        overwrite=args.overwrite,
+        threads=args.threads,
+        narrate=narrate,
     )
     written = [args.output]
     if args.official is not None:
@@ -143,21 +154,20 @@ def calibrate_command(args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"calibration": str(args.output), "prompts": len(calibration.settings.prompts)})
     else:
-        _print("\n".join(map(str, written)))
+        print_data("\n".join(map(str, written)))
     return 0
 
 
 def demo_command(args: argparse.Namespace) -> int:
     """Record a HeatKV run of the bundled model and open it."""
-    from kvscope.demo import demo_job
+    from kvscope.job import Job
     from kvscope.runner import run_job
 
-    _set_threads(args.threads)
+    job = Job(options.DEFAULT_PROMPT, "infinity-tiny", "heatkv", budget=_DEMO_BUDGET, attention_mass=True)
     out = args.output or default_output("demo", "heatkv")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    run_job(demo_job(narrate), out, overwrite=args.overwrite, narrate=narrate, progress=_progress())
-    if args.json or not _has_terminal():
-        return _report(out, as_json=args.json)
+    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=_progress())
+    if args.json or made.failed or not _has_terminal():
+        return _report_made(made, as_json=args.json)
     from kvscope.tui.app import run_app
 
     return run_app(out)
@@ -170,12 +180,12 @@ def job_of(args: argparse.Namespace) -> Job:
 
     given = {name: value for name, value in vars(args).items() if value is not None}
     config = model_config(args.model)
-    if "schedule" in given and given.keys() & {"orders", "budget"}:
-        raise UsageError("--schedule says all that --orders and --budget would; give one or the other")
+    policy = given.get("policy", "heatkv" if "budget" in given else "full")
+    _refuse_unread(given, policy)
     return Job(
         prompt=given.get("prompt", options.DEFAULT_PROMPT),
         model=config.name,
-        policy=given.get("policy", "heatkv" if "budget" in given else "full"),
+        policy=policy,
         seed=given.get("seed", 0),
         negative_prompt=given.get("negative_prompt"),
         weights=_text(given.get("weights")),
@@ -195,8 +205,22 @@ def job_of(args: argparse.Namespace) -> Job:
 
 
 def default_output(model: str, policy: str) -> Path:
-    """A new trace's name in the current folder."""
-    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}.h5")
+    """A new trace's name in the current folder; two of one second differ too."""
+    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
+
+
+def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed options
+    """Raises UsageError for options that would be read by nobody: whoever gave them meant something else."""
+    if "schedule" in given:
+        unread = [
+            f"--{name.replace('_', '-')}" for name in ("policy", "budget", "orders", "sink_scales") if name in given
+        ]
+        if unread:
+            raise UsageError(f"--schedule says all that {', '.join(unread)} would; give one or the other")
+    elif "orders" in given and policy == "full":
+        raise UsageError("--orders is only read under a budget; give --budget, or leave --orders out")
+    if given.get("random_weights") and "weights" in given:
+        raise UsageError("--random-weights reads no --weights; give one or the other")
 
 
 COMMANDS: dict[str, Command] = {
@@ -263,6 +287,18 @@ class _Version(argparse.Action):
         parser.exit(0, f"kvscope {kvscope.__version__}\n")
 
 
+def _report_made(made: Made, *, as_json: bool) -> int:
+    """The summary of a run's own trace; an error where that is gone, or ends before the run did."""
+    problem = made.problem()
+    if problem is not None and not made.is_ours():
+        raise OutputError(problem)
+    code = _report(made.trace, as_json=as_json)
+    if problem is not None:
+        narrate(f"error: {problem}")
+        return OutputError.exit_code
+    return code
+
+
 def _report(trace_path: Path, *, as_json: bool) -> int:
     from kvscope.analysis import summarize
     from kvscope.report import summary_text
@@ -273,7 +309,7 @@ def _report(trace_path: Path, *, as_json: bool) -> int:
     if as_json:
         _print_json(summary.to_json())
     else:
-        _print(summary_text(summary))
+        print_data(summary_text(summary))
     return 0
 
 
@@ -298,9 +334,15 @@ def _run_and_open(args: argparse.Namespace, job: Job, out: Path) -> int:
     return run_and_open(arguments, out, narrate=narrate, show=run_app)
 
 
-def _check_image(args: argparse.Namespace) -> None:
-    if args.image is not None and args.image.exists() and not args.overwrite:
-        raise OutputError(f"{args.image}: exists; choose another name, or use --overwrite")
+def _check_image(args: argparse.Namespace, trace: Path) -> None:
+    """Raises OutputError now for a picture that could not be written after the run."""
+    from heatkv.files import check_new
+
+    if args.image is None:
+        return
+    if args.image.resolve() == trace.resolve():
+        raise OutputError(f"{args.image}: named for the picture and for the trace; give two names")
+    check_new(args.image, overwrite=args.overwrite)
 
 
 def _write_image(path: Path, rgb: NDArray[np.uint8], *, overwrite: bool) -> None:
@@ -316,16 +358,6 @@ def _progress() -> Any:  # Any: a probe; its type lives above what --help may im
     return ProgressProbe()
 
 
-def _set_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if threads < 1:
-        raise UsageError(f"--threads {threads}; expected 1 or more")
-    import torch
-
-    torch.set_num_threads(threads)
-
-
 def _has_terminal() -> bool:
     # Textual reads keys from stdin and draws on stderr; with stdout away, numbers are what is wanted.
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
@@ -339,12 +371,8 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _print(text: str) -> None:
-    print(text)  # noqa: T201  # stdout is data
-
-
 def _print_json(record: dict[str, Any]) -> None:  # Any: a JSON object
-    _print(json.dumps(record, indent=2, allow_nan=False))
+    print_data(json.dumps(record, indent=2, allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,10 @@ from typing import Any, Literal
 from kvscope.errors import UsageError
 
 _MODES = ("free", "forced")
+_MOST = 1000.0
+
+DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+"""Bytes of one number of each dtype that a model can run in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,20 @@ class Job:
             raise UsageError(f"budget {self.budget} is not a fraction of history; expected 0 to 1")
         if not 0 < self.aspect < math.inf:
             raise UsageError(f"aspect {self.aspect} is not a height / width ratio; expected a number above 0")
-        if not self.tau > 0:
-            raise UsageError(f"temperature {self.tau} is not possible; expected a number above 0")
+        if not 0 < self.tau <= _MOST:
+            raise UsageError(f"temperature {self.tau} is not possible; expected above 0 and at most {_MOST:g}")
+        if not abs(self.cfg) <= _MOST:
+            raise UsageError(f"guidance {self.cfg} is not possible; expected a number of at most {_MOST:g}")
+        if not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"seed {self.seed} is not possible; expected 0 to 2^63 - 1")
+        if self.dtype not in DTYPE_BYTES:
+            raise UsageError(f"dtype {self.dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        for text in (self.prompt, self.negative_prompt or ""):
+            if any(0xD800 <= ord(character) <= 0xDFFF for character in text):  # bytes that were not UTF-8
+                raise UsageError(f"prompt {text!r} is not UTF-8 text")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return dataclasses.asdict(self)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+from kvscope.errors import KVScopeError
+
 _POLL_S = 0.1
 _ENDING_S = 1.0
 """A run whose trace is closed needs a moment to exit."""
@@ -41,6 +43,8 @@ def run_and_open(
             run.wait(_ENDING_S)
         if run.poll() is None:
             narrate(f"the run goes on as process {run.pid} (kill -INT {run.pid} stops it); it writes {out}")
+        elif run.returncode < 0:
+            raise KVScopeError(f"run {run.pid} was killed by signal {-run.returncode}; {out} holds what was recorded")
         elif run.returncode:
             _repeat(said)
             code = run.returncode

@@ -17,9 +17,7 @@ from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens,
 from kvscope.analysis import DENOMINATOR
 from kvscope.calibration import Calibration, is_calibration
 from kvscope.errors import UsageError
-from kvscope.job import Job
-
-_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+from kvscope.job import DTYPE_BYTES, Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +92,7 @@ class PlanSummary:
 def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> PlanSummary:
     """The plan in tokens, and in bytes for `rows` batch rows (2 with guidance) of `dtype`."""
     config, scales, schedule = plan.config, plan.scales, plan.schedule
-    bytes_per_token = config.kv_bytes_per_token(dtype_bytes=_DTYPE_BYTES[dtype], rows=rows)
+    bytes_per_token = config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[dtype], rows=rows)
     held = schedule.tokens_held()
     peak = int(held.argmax())
     prunable = schedule.drop_step[:, :, schedule.sink_scales : scales.num_scales - 1]

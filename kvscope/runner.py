@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heatkv.bundled import bundled_weights
-from kvscope.errors import UsageError
+from kvscope.errors import TraceError, UsageError
 from kvscope.job import Job
 from kvscope.nvml import GpuSampler
 from kvscope.plan import plan_job
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 Narrate = Callable[[str], None]
 
+_MOST_THREADS = 1024
+"""OpenMP crashes the process at some number above this."""
+
 _CHEAP_CHANNELS = 64
 """VAEs of at most this base width decode in milliseconds on a CPU."""
 
@@ -47,23 +50,43 @@ class Made:
     failed: str | None
     """Why the trace ends early; None: it does not."""
 
-    @property
-    def trace_is_readable(self) -> bool:
-        return self.trace.exists()
+    run_id: str
+
+    def is_ours(self) -> bool:
+        """Whether the trace's path still leads to what this run recorded."""
+        try:
+            with Trace.open(self.trace) as trace:
+                return trace.header.run_id == self.run_id
+        except TraceError:
+            return False
+
+    def problem(self) -> str | None:
+        """What is wrong with the trace, as one line; None: nothing."""
+        if not self.trace.exists():
+            return f"{self.trace}: the image was made, but the trace was moved or deleted during the run"
+        if not self.is_ours():
+            return f"{self.trace}: the image was made, but another file took the trace's place during the run"
+        return self.failed and f"{self.trace}: the image was made, but the trace ends early: {self.failed}"
 
 
 def run_job(
-    job: Job, out: Path, *, overwrite: bool = False, narrate: Narrate = lambda _: None, progress: Probe | None = None
+    job: Job,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    threads: int | None = None,
+    narrate: Narrate = lambda _: None,
+    progress: Probe | None = None,
 ) -> Made:
     """Run a job and record it.
 
     Ctrl-C closes the trace as cancelled, any error closes it as failed; both are passed on. If the trace can no
-    longer be written the image is still made, and the reason is narrated.
+    longer be written the image is still made; `Made.problem` says why. `threads`: of the CPU, None is torch's choice.
     """
     check_output(out, overwrite=overwrite)
     plan = plan_job(job)
     forced = _parent_bits(job)
-    pipeline = load_pipeline(job, plan.config, narrate)
+    pipeline = load_pipeline(job, plan.config, narrate, threads=threads)
     recorder = Recorder(
         out,
         job,
@@ -86,22 +109,26 @@ def run_job(
         assert generation.image is not None  # a pipeline always has a VAE
         image = generation.image[0].cpu().numpy()
         recorder.image_done(image)
-    if recorder.failed:
-        narrate(f"the image was made, but the trace ends early: {recorder.failed}")
-    return Made(out, image, recorder.failed)
+    return Made(out, image, recorder.failed, recorder.run_id)
 
 
-def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate) -> Pipeline:
+def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate, *, threads: int | None = None) -> Pipeline:
     """The job's model with its weights. Raises CheckpointError."""
+    if threads is not None and not 1 <= threads <= _MOST_THREADS:
+        raise UsageError(f"{threads} threads; expected 1 to {_MOST_THREADS}")
+    if not job.random_weights and job.weights is None and bundled_weights(config) is None:
+        raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
     # Deferred: torch takes more than a second to import, and viewers never need it.
+    import torch
+
     from heatkv.pipeline import Pipeline
 
+    if threads is not None:
+        torch.set_num_threads(threads)
     begin = time.monotonic()
     if job.random_weights:
         narrate(f"{config.name} with random weights: true memory and time, an image without meaning")
         pipeline = Pipeline.random(config, dtype=job.dtype, device=job.device)
-    elif job.weights is None and bundled_weights(config) is None:
-        raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
     else:
         weights = None if job.weights is None else Path(job.weights)
         pipeline = Pipeline.load(config, weights, dtype=job.dtype, device=job.device)
@@ -200,6 +227,6 @@ class _ScaleLog:
 
     def scale_done(self, scale: ScaleInfo) -> None:
         taken = duration_text(time.monotonic_ns() - (self._begin_ns or 0))
-        evicted = f"{self._evicted} head-tokens evicted, {bytes_text(self._stored)} stored"
-        self._recorder.log("info", f"scale {scale.query_scale} done in {taken}: {evicted}")
+        evicted = f"{self._evicted:,} head-tokens evicted, {bytes_text(self._stored)} stored at its end"
+        self._recorder.log("info", f"scale {scale.query_scale} done in {taken}, recording included: {evicted}")
         self._evicted, self._begin_ns = 0, None

@@ -18,7 +18,7 @@ ALLOWED = {
     "import kvscope.report, kvscope.png": ("numpy",),
     "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),
     "import kvscope.trace, kvscope.recorder, kvscope.analysis": ("numpy", "h5py"),
-    "import kvscope.runner, kvscope.demo, kvscope.progress, kvscope.live, kvscope.calibrate": (
+    "import kvscope.runner, kvscope.progress, kvscope.live, kvscope.calibrate": (
         "numpy",
         "h5py",
         "pynvml",

@@ -64,7 +64,7 @@ def test_inverse_templates_exchange_height_and_width() -> None:
 
 def test_the_nearest_template_is_taken() -> None:
     assert ScaleSchedule.named("1M", aspect=16 / 9).aspect == 1.75
-    assert ScaleSchedule.named("1M", aspect=100).aspect == 3.0
+    assert ScaleSchedule.named("1M", aspect=3.2).aspect == 3.0
 
 
 @pytest.mark.parametrize("resolution", RESOLUTIONS)

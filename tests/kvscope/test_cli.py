@@ -179,7 +179,7 @@ def bad_files(folder: Path, orders: Path) -> dict[str, Path]:
         (["run", "--model", "infinity-2b"], 2, "--random-weights"),
         (["run", "--model", "infinity-2b", "--weights", "{folder}/absent"], 4, "no such folder"),
         (["run", "--model", "infinity-2b", "--weights", "{folder}/empty"], 4, "transformer"),
-        (["run", "--random-weights", "--budget", "0.2"], 2, "--orders"),
+        (["plan", "--model", "infinity-2b", "--budget", "0.2"], 2, "--orders"),
         (["run", "--random-weights", "--budget", "0.01", "--orders", "{orders}"], 3, "minimum"),
         (["run", "--random-weights", "--budget", "1.5", "--orders", "{orders}"], 2, "fraction"),
         (["run", "--random-weights", "--budget", "ten"], 2, "ten"),
@@ -190,6 +190,25 @@ def bad_files(folder: Path, orders: Path) -> dict[str, Path]:
         (["run", "--random-weights", "--budget", "0.2", "--orders", "{folder}/absent.json"], 2, "absent.json"),
         (["plan", "--model", "infinity-2b", "--budget", "0.2", "--orders", "{orders}"], 2, "tiny"),
         (["plan", "--aspect", "inf"], 2, "aspect"),
+        (["plan", "--model", "infinity-2b", "--aspect", "1e9"], 2, "0.333 to 3"),
+        (["plan", "--aspect", "2"], 2, "aspect of infinity-tiny"),
+        (["plan", "--model", "infinity-2b", "--resolution", ""], 2, "0.06M"),
+        (["plan", "--dtype", "float16"], 2, "bfloat16"),
+        (["run", "--random-weights", "--weights", "{folder}/empty"], 2, "--weights"),
+        (["run", "--random-weights", "--orders", "{orders}"], 2, "--budget"),
+        (["run", "--schedule", "x.json", "--policy", "full", "--sink-scales", "2"], 2, "--sink-scales"),
+        (["run", "--random-weights", "--seed", "18446744073709551616"], 2, "seed"),
+        (["run", "--random-weights", "--seed=-1"], 2, "seed"),
+        (["run", "--random-weights", "--threads", "99999"], 2, "threads"),
+        (["run", "--random-weights", "--cfg", "nan"], 2, "guidance"),
+        (["run", "--random-weights", "--tau", "inf"], 2, "temperature"),
+        (["run", "--random-weights", "--device", "cuda:7"], 2, "--device cpu"),
+        (["run", "--random-weights", "--device", "mps"], 2, "cpu"),
+        (["run", "--random-weights", "--prompt", "\udcff"], 2, "UTF-8"),
+        (["run", "--random-weights", "-o", "{folder}/a.h5", "--image", "{folder}/a.h5"], 6, "two names"),
+        (["run", "--random-weights", "--image", "{folder}/nowhere/a.png"], 6, "nowhere"),
+        (["run", "--random-weights", "--image", "{folder}/empty"], 6, "empty"),
+        (["calibrate", "--prompts", "{folder}/absent.txt", "-o", "{folder}/c.h5"], 2, "absent.txt"),
         (["run", "--random-weights", "--schedule", "{folder}/text.json"], 2, "not JSON"),
         (["run", "--random-weights", "--schedule", "x.json", "--budget", "0.2"], 2, "--schedule"),
         (["run", "--random-weights", "--aspect", "0"], 2, "aspect"),
@@ -269,6 +288,60 @@ def test_a_stopped_run_closes_its_trace_as_cancelled(tmp_path: Path, stop: signa
     with Trace.open(out) as trace:
         assert trace.status == "cancelled"
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2>/dev/full", "2>&1 >/dev/null | head -1"])
+def test_narration_that_nobody_takes_ends_no_run(tmp_path: Path, stderr: str) -> None:
+    out = tmp_path / "run.h5"
+
+    subprocess.run(
+        f"{sys.executable} -m kvscope {' '.join(TINY_RUN)} -o {out} {stderr}",
+        shell=True,
+        capture_output=True,
+        check=False,
+    )
+
+    with Trace.open(out) as trace:
+        assert trace.status == "done"
+
+
+def test_stdout_stays_json_when_stderr_is_closed(tmp_path: Path, orders: Path) -> None:
+    plan = f"{sys.executable} -m kvscope plan --orders {orders} --budget 0.2 -o {tmp_path / 's.json'} --json 2>&-"
+
+    done = subprocess.run(plan, shell=True, stdout=subprocess.PIPE, check=True)
+
+    assert json.loads(done.stdout)["budget"] == 0.2
+
+
+def test_a_full_stdout_is_an_error_of_one_line(recorded: Path) -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m kvscope stats {recorded} > /dev/full",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 6
+    assert done.stderr == "kvscope: error: stdout: cannot be written (No space left on device)\n"
+
+
+def test_a_trace_moved_during_the_run_is_told(tmp_path: Path) -> None:
+    out = tmp_path / "run.h5"
+    slow = ["run", "--model", "infinity-125m", "--random-weights", "--resolution", "0.06M", "--threads", "1"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "kvscope", *slow, "-o", str(out)], stderr=subprocess.PIPE, text=True, env=_one_thread()
+    )
+    deadline = time.monotonic() + 120
+    while not out.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+    out.rename(tmp_path / "moved.h5")
+    _, said = run.communicate(timeout=120)
+
+    assert run.returncode == 6
+    assert said.splitlines()[-1].startswith("kvscope: error: ")
+    assert "moved or deleted" in said.splitlines()[-1]
 
 
 def test_output_to_a_closed_pipe_is_no_error(recorded: Path) -> None:
