@@ -11,7 +11,7 @@ import torch
 from heatkv.generate import Sampling, generate
 from heatkv.pipeline import Pipeline
 from heatkv.probe import NullProbe, ScaleInfo
-from heatkv.tiny import transformer_stage
+from heatkv.tiny import train, transformer_stage
 from heatkv.tiny.scenes import held_out_scenes
 from heatkv.tiny.stages import CONFIG, VaeStage
 from heatkv.tiny.train import PHASES, Phase, Trainer, main
@@ -164,3 +164,17 @@ def test_minutes_become_steps_by_the_rate_of_the_first_ones(tmp_path: Path) -> N
 
     last = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
     assert last["of"] == last["step"] == 20  # the fewest that a rate is measured by
+
+
+@pytest.mark.slow
+def test_a_short_retraining_reaches_the_logged_curve(tmp_path: Path) -> None:
+    log = Path(train.__file__).parent / "weights" / "training-log.jsonl"
+    if not log.exists():
+        pytest.skip("the package has no training log of infinity-tiny; it comes with the weights")
+    logged = next(line for line in map(json.loads, log.read_text().splitlines()) if line["step"] == 50)
+
+    Trainer(tmp_path, phases=PHASES[:1]).run(steps=50)
+
+    reached = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
+    assert (logged["phase"], reached["step"]) == ("vae", 50)
+    assert reached["loss"] < 1.3 * logged["loss"]  # one batch of 8 pictures scatters by a tenth
