@@ -5,26 +5,34 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from heatkv.errors import HeatKVError
+from heatkv.errors import PromptsError
+from heatkv.files import read_text
+
+_EXPECTED_LINE = "a JSON object with prompt, caption or captions"
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Prompts of a .txt (one a line) or .jsonl (`prompt`, `caption` or `captions[0]`); blank lines are skipped."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise HeatKVError(f"{path}: cannot be read as prompts ({error}); expected text, one prompt a line") from None
-    lines = [line for line in lines if line]
-    prompts = [_json_prompt(path, line) for line in lines] if path.suffix == ".jsonl" else lines
-    if not prompts:
-        raise HeatKVError(f"{path}: holds no prompts; expected one a line")
-    return prompts
+    """Prompts of a .txt (one a line) or .jsonl (`prompt`, `caption` or `captions[0]`); blank lines are skipped.
+
+    Raises PromptsError, naming the line, if there are none or one is no text.
+    """
+    text = read_text(path, expected="text, one prompt a line", error=PromptsError)
+    if "\0" in text:
+        raise PromptsError(f"{path}: not text (it holds zero bytes); expected text, one prompt a line")
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if not lines:
+        raise PromptsError(f"{path}: holds no prompts; expected one a line")
+    if path.suffix == ".jsonl":
+        return [_json_prompt(f"{path}, line {number}", line) for number, line in lines]
+    return [line for _, line in lines]
 
 
-def _json_prompt(path: Path, line: str) -> str:
+def _json_prompt(place: str, line: str) -> str:
     try:
         record = json.loads(line)
         prompt = record.get("prompt") or record.get("caption") or record["captions"][0]
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise HeatKVError(f"{path}: no prompt in {line[:60]!r}; expected prompt, caption or captions") from None
-    return str(prompt)
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+        raise PromptsError(f"{place}: no prompt in {line[:60]!r}; expected {_EXPECTED_LINE}") from None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise PromptsError(f"{place}: the prompt is {json.dumps(prompt)[:60]}; expected a text")
+    return prompt.strip()

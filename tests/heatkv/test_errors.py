@@ -11,6 +11,7 @@ _EXIT_CODES = {
     "UnknownNameError": 2,
     "ScheduleError": 2,
     "OrdersError": 2,
+    "PromptsError": 2,
     "BudgetError": 3,
     "CheckpointError": 4,
     "OutputError": 6,
