@@ -80,6 +80,12 @@ class ModelConfig:
         slots = self.num_layers * self.num_heads
         return scales.history_tokens * slots * self.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
 
+    def image_size(self, scales: ScaleSchedule) -> Grid:
+        """(height, width) in pixels of an image of these scales."""
+        height, width = scales.sizes[-1]
+        pixels = self.vae.patch_size * (2 if self.spatial_patchify else 1)
+        return height * pixels, width * pixels
+
     def schedule_for(self, resolution: str | None = None, *, aspect: float = 1.0) -> ScaleSchedule:
         """The scales of one image: by resolution and aspect, or the model's only schedule."""
         if not self.scales:

@@ -14,7 +14,6 @@ Grid = tuple[int, int]
 RESOLUTIONS: dict[str, int] = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 """Resolution name → how many of the template's 13 scales it uses."""
 
-_PIXELS_PER_TOKEN = 16
 _LEAST_ASPECT, _MOST_ASPECT = 0.3, 3.3
 
 # Height/width template → grids at 1M (Infinity, infinity/utils/dynamic_resolution.py). The inverse
@@ -105,12 +104,6 @@ class ScaleSchedule:
     def history_tokens(self) -> int:
         """Tokens of all scales but the last: the denominator of every budget."""
         return sum(self.tokens[:-1])
-
-    @property
-    def image_size(self) -> Grid:
-        """(height, width) in pixels of an official model's image (16 pixels a token)."""
-        height, width = self.sizes[-1]
-        return height * _PIXELS_PER_TOKEN, width * _PIXELS_PER_TOKEN
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return {

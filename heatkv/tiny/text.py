@@ -14,13 +14,14 @@ from torch.nn import functional as F
 
 from heatkv.checkpoint import read_tensors
 from heatkv.config import ModelConfig
-from heatkv.errors import CheckpointError, UnknownNameError
 from heatkv.tiny.scenes import VOCABULARY, PromptError, caption_words
 
 _NUM_LAYERS = 2
 _NUM_HEADS = 4
 _NEIGHBOURS = 7
 _IDS = {word: index for index, word in enumerate(VOCABULARY, start=1)}
+
+_EXAMPLE = "a red circle left of a blue square on a white background"
 
 
 class TinyTextEncoder(nn.Module):
@@ -61,7 +62,7 @@ class TinyTextEncoder(nn.Module):
     def forward(self, prompts: Sequence[str]) -> list[Tensor]:
         """Features of each prompt, [words + 1, text_width].
 
-        Raises UnknownNameError for a word that is not in the grammar, PromptError for too long a prompt.
+        Raises PromptError for a word that is not in the grammar, or too long a prompt.
         """
         ids = [self.token_ids(prompt) for prompt in prompts]
         lengths = [len(one) for one in ids]
@@ -79,7 +80,10 @@ class TinyTextEncoder(nn.Module):
         words = caption_words(prompt)
         for word in words:
             if word not in _IDS:
-                raise UnknownNameError("word of infinity-tiny", word, VOCABULARY)
+                known = (
+                    f"infinity-tiny draws only such as {_EXAMPLE!r}, in these words: {', '.join(sorted(VOCABULARY))}"
+                )
+                raise PromptError(f"unknown word {word!r} in the prompt; {known}")
         if len(words) >= self.maxlen:
             raise PromptError(f"prompt has {len(words)} words, infinity-tiny takes at most {self.maxlen - 1}")
         return [*(_IDS[word] for word in words), 0]

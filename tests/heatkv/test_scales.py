@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from heatkv.config import model_config
 from heatkv.errors import ScheduleError, UnknownNameError
 from heatkv.scales import RESOLUTIONS, TEMPLATES, ScaleSchedule
 
@@ -32,7 +33,7 @@ def test_all_templates_and_resolutions_equal_the_reference(golden: Path) -> None
         for resolution, record in by_resolution.items():
             scales = found[template][resolution]
             assert [list(size) for size in scales.sizes] == [size[1:] for size in record["scales_thw"]]
-            assert list(scales.image_size) == record["pixel_hw"]
+            assert list(model_config("infinity-2b").image_size(scales)) == record["pixel_hw"]
 
 
 @pytest.mark.parametrize("aspect", _TOKENS_1M)
