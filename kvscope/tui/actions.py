@@ -28,6 +28,8 @@ class Action:
     """Its word in the footer; empty: not in the footer."""
     screen: str | None = None
     """The only screen that has it; None: every screen."""
+    always: bool = False
+    """Works wherever the user is, help and palette included."""
 
 
 def _move(name: str, keys: tuple[str, ...], axis: str, by: int, shown: str, words: str) -> Action:
@@ -61,6 +63,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("view.write", ("w",), "write", "write this screen as SVG", "w", "write svg"),
     Action("help", ("question_mark", "f1"), "help", "this help", "?", "help"),
     Action("quit", ("q",), "quit", "quit", "q", "quit"),
+    Action("quit.now", ("ctrl+c",), "quit", "quit, wherever you are", "^c", always=True),
 )
 """In the order of the help."""
 
@@ -76,7 +79,14 @@ def actions_of(screen: str) -> Iterator[Action]:
 def bindings(screen: str | None = None) -> list[BindingType]:
     """Textual's bindings of the actions that only this screen has; None: of those that every screen has."""
     return [
-        Binding(",".join(action.keys), f"app.{action.command}", action.help, id=action.id, show=False)
+        Binding(
+            ",".join(action.keys),
+            f"app.{action.command}",
+            action.help,
+            id=action.id,
+            show=False,
+            priority=action.always,
+        )
         for action in ACTIONS
         if action.screen == screen
     ]

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual.app import App, SystemCommand
-from textual.events import DeliveryComplete
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
@@ -26,6 +25,7 @@ from kvscope.tui.screens import SCREENS, load_screen
 from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.screens.help import HelpScreen
 from kvscope.tui.widgets.canvas import Canvas, View
+from kvscope.units import printable
 
 if TYPE_CHECKING:
     from textual.theme import Theme
@@ -43,6 +43,8 @@ class KVScopeApp(App[None]):
         self.error: KVScopeError | None = None
         """Why there was nothing to show; None: there was."""
         self._plain, self._first_theme = plain, theme
+        # The palette is Textual's own and draws signs that ASCII has not; each of its commands has a key.
+        self.use_command_palette = not plain
         self._glyphs = glyphs or plain or self.no_color
         self._feed = Feed(path, self.post_message)
         self._path = path
@@ -90,12 +92,8 @@ class KVScopeApp(App[None]):
         self._cursor = message.cursor
         self._draw()
 
-    def on_delivery_complete(self, message: DeliveryComplete) -> None:
-        self.notify(f"wrote {message.path}", timeout=4)
-
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The command palette: Textual's own commands, then every action of this screen."""
-        yield from super().get_system_commands(screen)
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
+        """The command palette: every action of this screen, and nothing else."""
         for action in actions_of(self.view.screen):
             yield SystemCommand(action.help, f"key {action.shown}", partial(self.run_action, action.command))
 
@@ -134,11 +132,18 @@ class KVScopeApp(App[None]):
 
     def action_write(self) -> None:
         """Write the screen as an SVG file beside the user, never over one that is there."""
-        folder = Path.cwd()
-        stem, number = f"kvscope-{self._path.stem}-{self.view.screen}", 1
-        while (folder / f"{stem}-{number}.svg").exists():
-            number += 1
-        self.deliver_screenshot(f"{stem}-{number}.svg", str(folder))
+        try:
+            name = _write_new(f"kvscope-{self._path.stem}-{self.view.screen}", self.export_screenshot())
+        except OSError as error:
+            self._say(f"nothing written: {error.strerror or error}; start kvscope in another folder", bad=True)
+        else:
+            self._say(f"wrote {name}")
+
+    def _say(self, text: str, *, bad: bool = False) -> None:
+        """One short line over the footer, in the place of the one before."""
+        self.clear_notifications()
+        severity: Literal["error", "information"] = "error" if bad else "information"
+        self.notify(printable(text), severity=severity, timeout=6 if bad else 2, markup=False)
 
     def action_help(self) -> None:
         """Every key of this screen, over it."""
@@ -168,6 +173,20 @@ def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> in
     if app.error is not None:
         raise app.error
     return app.return_code or 0
+
+
+def _write_new(stem: str, text: str) -> str:
+    """Write an SVG file in the current folder, with the first number that is free; returns its name."""
+    number = 1
+    while True:
+        path = Path(f"{stem}-{number}.svg")
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            number += 1
+        else:
+            return path.name
 
 
 def _speaks_unicode() -> bool:

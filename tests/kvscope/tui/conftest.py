@@ -74,7 +74,7 @@ def drive() -> Drive:
         app = KVScopeApp(path, **options)
 
         async def main() -> None:
-            async with app.run_test(size=size) as pilot:
+            async with app.run_test(size=size, notifications=True) as pilot:
                 viewer = Viewer(app, pilot)
                 await viewer.until(lambda: app.view.snapshot is not None)
                 await script(viewer)

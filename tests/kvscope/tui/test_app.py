@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import sys
 import threading
 import time
@@ -9,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from textual.widgets._toast import Toast
 
 from kvscope import units
 from kvscope.analysis import summarize
 from kvscope.errors import NoTerminalError, TraceError, TraceFormatError
 from kvscope.recorder import Recorder
 from kvscope.trace import Trace
-from kvscope.tui.actions import ACTIONS
+from kvscope.tui.actions import ACTIONS, actions_of
 from kvscope.tui.app import KVScopeApp, run_app
 from kvscope.tui.metrics import METRICS, cell_text, why
 from kvscope.tui.palette import LIGHT
@@ -298,7 +300,7 @@ def test_w_writes_a_picture_and_never_over_one(
 def test_no_key_writes_to_the_trace(drive, tiny_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = hashlib.sha256(tiny_trace.read_bytes()).hexdigest()
-    keys = [key for action in ACTIONS for key in action.keys if action.id not in ("quit", "view.write")]
+    keys = [key for action in ACTIONS for key in action.keys if action.id not in ("quit", "quit.now", "view.write")]
 
     async def script(viewer) -> None:
         for screen in ("1", "2"):
@@ -376,3 +378,60 @@ def test_a_trace_from_somebody_else_cannot_steer_the_terminal(
             assert r"AAA\x1b]0;PWNED\x07BBB\none\rtwo\u202egnp" in viewer.text("notice").replace("\n", " ")
 
     drive(hostile_trace, script, size=size)
+
+
+@pytest.mark.parametrize("over", [(), ("question_mark",), ("ctrl+p",), ("2",)])
+def test_ctrl_c_quits_wherever_the_user_is(drive, tiny_trace: Path, over: tuple[str, ...]) -> None:
+    async def script(viewer) -> None:
+        await viewer.press(*over, "ctrl+c")
+        assert viewer.app._exit
+
+    drive(tiny_trace, script)
+
+
+def test_w_says_what_it_wrote_once_on_one_line_over_the_footer(
+    drive, tiny_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def script(viewer) -> None:
+        await viewer.press("w", "w")
+        await viewer.until(lambda: len(viewer.app.screen.query(Toast)) == 1)
+        (toast,) = viewer.app.screen.query(Toast)
+        assert "wrote kvscope-tiny-live-2.svg" in str(toast.render())
+        assert (toast.region.height, toast.region.bottom) == (1, 23)
+
+    drive(tiny_trace, script)
+
+
+def test_w_gives_the_reason_where_it_cannot_write(
+    drive, tiny_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    # With what is added for the picture, a name this long is refused by every file system.
+    long = Path(shutil.copy(tiny_trace, f"{'long' * 61}.h5"))
+
+    async def script(viewer) -> None:
+        await viewer.press("w")
+        await viewer.until(lambda: len(viewer.app.screen.query(Toast)) == 1)
+        (toast,) = viewer.app.screen.query(Toast)
+        assert "nothing written: File name too long" in str(toast.render())
+
+    drive(long, script)
+
+    assert list(tmp_path.iterdir()) == [tmp_path / long]
+
+
+def test_the_palette_holds_our_actions_only_and_is_not_there_in_ascii(drive, tiny_trace: Path) -> None:
+    async def offers(viewer) -> None:
+        commands = {command.title for command in viewer.app.get_system_commands(viewer.app.screen)}
+        assert commands == {action.help for action in actions_of("live")}
+        await viewer.press("ctrl+p")
+        assert len(viewer.app.screen_stack) == 3
+
+    async def has_none(viewer) -> None:
+        await viewer.press("ctrl+p")
+        assert len(viewer.app.screen_stack) == 2
+
+    drive(tiny_trace, offers)
+    drive(tiny_trace, has_none, plain=True)
