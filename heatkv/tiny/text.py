@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from heatkv.checkpoint import read_tensors
 from heatkv.config import ModelConfig
+from heatkv.errors import CheckpointError
 from heatkv.tiny.scenes import VOCABULARY, PromptError, caption_words
 
 _NUM_LAYERS = 2
@@ -80,10 +81,11 @@ class TinyTextEncoder(nn.Module):
         words = caption_words(prompt)
         for word in words:
             if word not in _IDS:
-                known = (
-                    f"infinity-tiny draws only such as {_EXAMPLE!r}, in these words: {', '.join(sorted(VOCABULARY))}"
+                words_known = ", ".join(sorted(VOCABULARY))
+                raise PromptError(
+                    f"unknown word {word!r} in the prompt; infinity-tiny draws only such as {_EXAMPLE!r}, "
+                    f"in these words: {words_known}"
                 )
-                raise PromptError(f"unknown word {word!r} in the prompt; {known}")
         if len(words) >= self.maxlen:
             raise PromptError(f"prompt has {len(words)} words, infinity-tiny takes at most {self.maxlen - 1}")
         return [*(_IDS[word] for word in words), 0]
