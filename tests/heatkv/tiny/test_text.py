@@ -50,7 +50,7 @@ def test_the_longest_prompt_of_the_grammar_fits() -> None:
 def test_words_outside_the_grammar_and_endless_prompts_are_refused() -> None:
     encoder = TinyTextEncoder(CONFIG)
 
-    with pytest.raises(PromptError, match="unknown word 'astronaut'.*a red circle"):
+    with pytest.raises(PromptError, match=r"unknown word .astronaut.*a red circle"):
         encoder.encode(["a red astronaut"])
     with pytest.raises(PromptError, match="at most 31"):
         encoder.encode(["a " * 40])
