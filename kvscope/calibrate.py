@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.config import model_config
-from kvscope.calibration import Calibration, CalibrationFile, Settings
+from kvscope.calibration import Calibration, CalibrationFile, Settings, finished
 from kvscope.job import Job
 from kvscope.runner import load_pipeline
 from kvscope.units import seconds_text
@@ -34,20 +34,26 @@ def run_calibration(
     """Measure every prompt (seed of the job + its index); prompts that a stopped calibration measured are not repeated.
 
     The job's own prompt, policy and budget play no part. Ctrl-C leaves `out` + ".part", with which the same call
-    goes on.
+    goes on. If `out` holds all of this already it is read, and nothing is measured.
     """
     settings = _settings(job, prompts)
-    file = CalibrationFile(out, settings, overwrite=overwrite)
-    done = file.prompts_done
-    if done:
-        narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
-    if done < len(prompts):
-        pipeline = load_pipeline(job, model_config(job.model), narrate, threads=threads)
-        begin = time.monotonic()
-        for index in range(done, len(prompts)):
-            file.append(_measure(pipeline, settings, index))
-            _show(index + 1, len(prompts), done, time.monotonic() - begin)
-    return file.finish()
+    found = None if overwrite else finished(out, settings)
+    if found is not None:
+        narrate(f"{out}: holds these prompts of this model already; nothing to measure")
+        return found
+    with CalibrationFile(out, settings, overwrite=overwrite) as file:
+        if file.discarded:
+            narrate(file.discarded)
+        done = file.prompts_done
+        if done:
+            narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
+        if done < len(prompts):
+            pipeline = load_pipeline(job, model_config(job.model), narrate, threads=threads)
+            begin = time.monotonic()
+            for index in range(done, len(prompts)):
+                file.append(_measure(pipeline, settings, index))
+                _show(index + 1, len(prompts), done, time.monotonic() - begin)
+        return file.finish()
 
 
 def _settings(job: Job, prompts: list[str]) -> Settings:

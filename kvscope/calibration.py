@@ -7,19 +7,25 @@ in, it is renamed. Each prompt's mass is kept, so that scores of any part of the
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+import heatkv.errors
+from heatkv.files import check_new, exists_text, place
 from heatkv.scales import ScaleSchedule
 from heatkv.scas import ScasAccumulator, ScasScores
+from kvscope import liveness
 from kvscope.errors import OutputError, TraceFormatError, UsageError
+from kvscope.writer import check_output
 
 FORMAT = "kvscope.calibration"
 VERSION = 1
@@ -97,22 +103,32 @@ class Calibration:
 
 
 class CalibrationFile:
-    """A calibration being measured: how many prompts are in, and a place for the next one's mass."""
+    """A calibration being measured: how many prompts are in, and a place for the next one's mass.
+
+    A context manager: leaving it lets go of the lock that keeps a second process from the same file.
+    """
 
     def __init__(self, path: Path, settings: Settings, *, overwrite: bool = False) -> None:
-        """Create the file beside `path`, or go on with the one that is there.
+        """Create the file beside `path`, or go on with the one that is there; `overwrite` starts anew.
 
-        Raises OutputError if `path` exists, or the half-made file beside it is of other settings.
+        A half-made file of other settings is replaced if it holds no prompt yet. Raises OutputError if `path` or the
+        half-made file cannot be written, `path` exists, or another process measures into it; UsageError if the
+        half-made file is of other settings, or damaged.
         """
         self.path = path
-        self.part = path.with_name(path.name + ".part")
+        self._overwrite = overwrite
         self._settings = settings
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists; choose another name, or use --overwrite")
-        if self.part.exists():
-            self._check_part()
-        else:
-            self._create()
+        self._target = check_output(path, overwrite=overwrite)
+        self.part = self._target.with_name(self._target.name + ".part")
+        self._descriptor: int | None = _locked(self.part)
+        try:
+            self.discarded = self._discard_part()
+            """What was measured before and is thrown away, in words; empty: nothing."""
+            if not self.part.stat().st_size:
+                self._create()
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def prompts_done(self) -> int:
@@ -126,13 +142,58 @@ class CalibrationFile:
                 table = file[_MASS]
                 table.resize(table.shape[0] + 1, axis=0)
                 table[-1] = mass
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise OutputError(f"{self.part}: cannot be written ({error}); the prompts before are safe") from None
 
     def finish(self) -> Calibration:
-        """Give the file its name, and read it."""
-        self.part.replace(self.path)
+        """Give the file its name, and read it. Raises OutputError if that name was taken meanwhile."""
+        try:
+            place(self.part, self._target, overwrite=self._overwrite)
+        except FileExistsError:
+            raise OutputError(f"{exists_text(self.path)}; the measurements are in {self.part}") from None
+        except OSError as error:
+            raise OutputError(f"{self.path}: cannot be written ({error.strerror}); see {self.part}") from None
+        self.close()
         return Calibration.load(self.path)
+
+    def close(self) -> None:
+        """Let go of the lock. What was measured stays, and the same call goes on with it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _discard_part(self) -> str:
+        """Empty the half-made file if it is not to be gone on with; returns what it held, in words."""
+        if not self.part.stat().st_size:
+            return ""
+        if not self._overwrite and not self._is_part_replaceable():
+            return ""
+        os.truncate(self.part, 0)
+        return f"{self.part}: a half-made calibration, started anew" if self._overwrite else ""
+
+    def _is_part_replaceable(self) -> bool:
+        """Whether the half-made file is of other settings and empty of prompts. Raises UsageError if it is not empty."""
+        try:
+            with _reading(self.part) as file:
+                found, done = asdict(_settings(self.part, file)), int(file[_MASS].shape[0])
+        except TraceFormatError:
+            raise UsageError(
+                f"{self.part}: damaged, or no calibration; delete it, or start anew with --overwrite"
+            ) from None
+        wanted = asdict(self._settings)
+        changed = [name for name, value in found.items() if value != wanted[name]]
+        if changed and done:
+            raise UsageError(
+                f"{self.part}: a half-made calibration with other {', '.join(changed)}; "
+                "give the same options to go on with it, or start anew with --overwrite"
+            )
+        return bool(changed)
 
     def _create(self) -> None:
         try:
@@ -145,36 +206,60 @@ class CalibrationFile:
                 table.attrs.update({"units": "1", "long_name": "Attention mass on each source scale, conditional row"})
                 for axis, name in enumerate(_AXES):
                     table.dims[axis].label = name
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             raise OutputError(f"{self.part}: cannot be created ({error})") from None
 
-    def _check_part(self) -> None:
-        with _reading(self.part) as file:
-            found = _settings(self.part, file)
-        changed = [name for name, value in asdict(found).items() if value != asdict(self._settings)[name]]
-        if changed:
-            raise UsageError(
-                f"{self.part}: a half-made calibration with another {', '.join(changed)}; "
-                "give the same options to go on with it, or delete it"
-            )
+
+def finished(path: Path, settings: Settings) -> Calibration | None:
+    """The calibration of these settings that a file holds whole; None: it holds something else, or is not there."""
+    if not is_calibration(path):
+        return None
+    try:
+        calibration = Calibration.load(path)
+    except TraceFormatError:
+        return None
+    return calibration if asdict(calibration.settings) == asdict(settings) else None
 
 
 def is_calibration(path: Path) -> bool:
     """Whether a file says that it is one."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer for ever
+            return False
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("format") == FORMAT)
     except OSError:
         return False
 
 
+def _locked(part: Path) -> int:
+    """A descriptor that holds the lock of a half-made file; the file is created, empty, if it is not there."""
+    try:
+        check_new(part, overwrite=True)
+        part.touch(0o666)
+        descriptor, _ = liveness.hold(part)
+        if os.path.samestat(os.fstat(descriptor), part.stat()):
+            return descriptor
+        os.close(descriptor)
+    except (BlockingIOError, FileNotFoundError):  # the other process has it, or has just given it its name
+        pass
+    except OSError as error:
+        raise OutputError(f"{part}: cannot be written ({error.strerror})") from None
+    except heatkv.errors.OutputError as error:
+        raise OutputError(str(error)) from None
+    raise OutputError(f"{part}: another process measures into it; wait for it, or choose another name")
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[h5py.File]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError("not a regular file")
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        # HDF5 tells of damage in many ways.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TraceFormatError(
             f"{path}: cannot be read as a calibration ({reason}); made by `kvscope calibrate`?"
         ) from None

@@ -5,18 +5,40 @@ tools/compute_scas.py of arm-research/heatkv: scas_orders.json, scas_scores.json
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heatkv.errors import OutputError
+from heatkv.files import check_new, write_new
 from kvscope.calibration import Calibration
 
 if TYPE_CHECKING:
     from heatkv.scas import ScasScores
 
 
+FILES = ("scas_orders.json", "scas_scores.json", "scas_scores.npz", "scas_scores.pt", "scas_orders.pt")
+"""Every file that is written."""
+
+
+def check_official(folder: Path, *, overwrite: bool = False) -> None:
+    """Raises OutputError if save_official could not write its files there; touches nothing."""
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror})") from None
+    if not existing.is_dir():
+        raise OutputError(f"{folder}: cannot be made, {existing} is no folder; choose another name")
+    if not os.access(existing, os.W_OK):
+        raise OutputError(f"{folder}: no permission to write in {existing}; choose another folder")
+    if folder.exists():
+        for name in FILES:
+            check_new(folder / name, overwrite=overwrite)
+
+
 def save_official(calibration: Calibration, folder: Path, *, overwrite: bool = False) -> list[Path]:
     """Write the folder, made if absent; returns the files. Raises OutputError if one exists, unless `overwrite`."""
+    check_official(folder, overwrite=overwrite)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -24,7 +46,7 @@ def save_official(calibration: Calibration, folder: Path, *, overwrite: bool = F
     scores = calibration.scores()
     scores.save(folder, overwrite=overwrite)
     _save_tensors(scores, folder, overwrite=overwrite)
-    return sorted(path for path in folder.iterdir() if path.name.startswith("scas_"))
+    return [folder / name for name in sorted(FILES)]
 
 
 def _save_tensors(scores: ScasScores, folder: Path, *, overwrite: bool) -> None:
@@ -32,8 +54,6 @@ def _save_tensors(scores: ScasScores, folder: Path, *, overwrite: bool) -> None:
     import io
 
     import torch
-
-    from heatkv.files import write_new
 
     metadata = scores.metadata | scores.orders().shape_metadata()
     contents = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 import torch
 
 from heatkv.config import model_config
+from heatkv.errors import OutputError as HeatKVOutputError
 from heatkv.orders import HeadOrders
+from kvscope import calibrate, liveness
 from kvscope.calibrate import run_calibration
-from kvscope.calibration import Calibration
+from kvscope.calibration import Calibration, CalibrationFile, is_calibration
 from kvscope.cli import main
 from kvscope.errors import OutputError, TraceFormatError, UsageError
 from kvscope.job import Job
+from kvscope.official import check_official
 
 PROMPTS = ["a red circle", "a blue square on a black background", "a green triangle"]
 
@@ -62,26 +66,143 @@ def test_a_stopped_calibration_goes_on_and_ends_the_same(tmp_path: Path, calibra
 
 def interrupted_after_one(out: Path) -> None:
     """Measure the first prompt only, as a calibration that was then killed would have."""
-    from kvscope import calibrate
-    from kvscope.calibration import CalibrationFile
     from kvscope.runner import load_pipeline
 
     settings = calibrate._settings(job(), PROMPTS)
     pipeline = load_pipeline(job(), model_config("infinity-tiny"), lambda _: None)
-    CalibrationFile(out, settings).append(calibrate._measure(pipeline, settings, 0))
+    with CalibrationFile(out, settings) as file:
+        file.append(calibrate._measure(pipeline, settings, 0))
 
 
 def test_a_half_made_file_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
     out = tmp_path / "scas.h5"
     interrupted_after_one(out)
 
-    with pytest.raises(UsageError, match=r"another seed.*delete it"):
+    with pytest.raises(UsageError, match=r"with other seed; give the same options .* --overwrite"):
         run_calibration(job(seed=4), PROMPTS, out)
 
 
-def test_an_existing_calibration_is_not_overwritten(calibration_path: Path) -> None:
+def test_an_existing_calibration_of_other_settings_is_not_overwritten(calibration_path: Path) -> None:
     with pytest.raises(OutputError, match="exists"):
-        run_calibration(job(), PROMPTS, calibration_path)
+        run_calibration(job(seed=4), PROMPTS, calibration_path)
+
+
+def test_an_existing_calibration_of_the_same_settings_is_read(calibration_path: Path) -> None:
+    content, said = calibration_path.read_bytes(), list[str]()
+
+    made = run_calibration(job(), PROMPTS, calibration_path, narrate=said.append)
+
+    assert len(said) == 1
+    assert "nothing to measure" in said[0]
+    np.testing.assert_array_equal(made.attention_mass, Calibration.load(calibration_path).attention_mass)
+    assert calibration_path.read_bytes() == content
+
+
+def an_empty_part(out: Path, seed: int) -> None:
+    """What a calibration leaves that was stopped before its first prompt was measured."""
+    with CalibrationFile(out, calibrate._settings(job(seed=seed), PROMPTS)):
+        pass
+
+
+def test_a_half_made_file_without_prompts_does_not_block_other_settings(tmp_path: Path) -> None:
+    out = tmp_path / "scas.h5"
+    an_empty_part(out, seed=4)
+
+    with CalibrationFile(out, calibrate._settings(job(), PROMPTS)) as file:
+        assert file.prompts_done == 0
+        assert file.discarded == ""
+
+
+def test_overwriting_starts_anew_over_a_half_made_file_and_says_so(tmp_path: Path) -> None:
+    out = tmp_path / "scas.h5"
+    interrupted_after_one(out)
+
+    with CalibrationFile(out, calibrate._settings(job(), PROMPTS), overwrite=True) as file:
+        assert file.prompts_done == 0
+        assert "scas.h5.part: a half-made calibration, started anew" in file.discarded
+
+
+@pytest.mark.parametrize("kept_bytes", [5, 900, 3000])
+def test_a_damaged_half_made_file_is_named_with_the_way_out(tmp_path: Path, kept_bytes: int) -> None:
+    out, part = tmp_path / "scas.h5", tmp_path / "scas.h5.part"
+    an_empty_part(out, seed=3)
+    part.write_bytes(part.read_bytes()[:kept_bytes])
+    settings = calibrate._settings(job(), PROMPTS)
+
+    with pytest.raises(UsageError, match=r"scas\.h5\.part: damaged, .* delete it, or start anew with --overwrite"):
+        CalibrationFile(out, settings)
+    with CalibrationFile(out, settings, overwrite=True) as file:
+        assert file.prompts_done == 0
+
+
+@pytest.mark.skipif(not liveness.SUPPORTED, reason="this system has no open-file-description locks")
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_two_calibrations_never_share_a_file(tmp_path: Path, overwrite: bool) -> None:
+    out, settings = tmp_path / "scas.h5", calibrate._settings(job(), PROMPTS)
+
+    with CalibrationFile(out, settings) as first:
+        with pytest.raises(OutputError, match=r"scas\.h5\.part: another process measures into it"):
+            CalibrationFile(out, settings, overwrite=overwrite)
+        first.append(np.zeros(settings.mass_shape, np.float32))
+        assert first.prompts_done == 1
+
+    with CalibrationFile(out, settings) as second:
+        assert second.prompts_done == 1
+
+
+def test_a_name_that_is_taken_meanwhile_is_not_overwritten_and_nothing_measured_is_lost(tmp_path: Path) -> None:
+    out = tmp_path / "scas.h5"
+    with CalibrationFile(out, calibrate._settings(job(), PROMPTS)) as file:
+        out.write_text("precious")
+        with pytest.raises(OutputError, match=r"exists; .* the measurements are in .*\.part"):
+            file.finish()
+
+    assert out.read_text() == "precious"
+    assert file.part.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [(".", "is a folder"), ("pipe", "not a regular"), ("n" * 300, "too long")]
+)
+def test_an_output_that_cannot_be_is_one_line(tmp_path: Path, name: str, message: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    with pytest.raises(OutputError, match=message):
+        run_calibration(job(), PROMPTS, tmp_path / name, overwrite=True)
+
+
+def test_a_trace_that_is_being_recorded_is_not_overwritten(live_trace: Path) -> None:
+    with pytest.raises(OutputError, match="is being recorded by process"):
+        run_calibration(job(), PROMPTS, live_trace, overwrite=True)
+
+
+def test_a_pipe_is_no_calibration_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+
+    assert not is_calibration(tmp_path / "pipe")
+    with pytest.raises(TraceFormatError, match="not a regular file"):
+        Calibration.load(tmp_path / "pipe")
+
+
+def test_official_files_that_cannot_be_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    folder, file = tmp_path / "official", tmp_path / "file"
+    file.write_text("precious")
+    check_official(folder / "deeper")
+    for taken in (file, file / "deeper"):
+        with pytest.raises(HeatKVOutputError, match="no folder"):
+            check_official(taken)
+
+    with pytest.raises(HeatKVOutputError, match="File name too long"):
+        check_official(tmp_path / ("n" * 300))
+
+    folder.mkdir()
+    check_official(folder)
+    (folder / "scas_orders.pt").touch()
+
+    with pytest.raises(HeatKVOutputError, match=r"scas_orders\.pt: exists"):
+        check_official(folder)
+    check_official(folder, overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["scas_orders.pt"]
 
 
 def test_a_file_that_is_no_calibration_says_so(tmp_path: Path) -> None:
