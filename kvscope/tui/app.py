@@ -5,13 +5,15 @@ It reads no file itself: a Feed does, from its own thread, and tells by messages
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from textual.app import App, SystemCommand
+from textual.filter import LineFilter
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
@@ -24,6 +26,7 @@ from kvscope.tui.palette import DARK, LIGHT, ink
 from kvscope.tui.screens import SCREENS, load_screen
 from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.screens.help import HelpScreen
+from kvscope.tui.terminal import NoColour, speaks_unicode
 from kvscope.tui.widgets.canvas import Canvas, View
 from kvscope.units import printable
 
@@ -56,7 +59,8 @@ class KVScopeApp(App[None]):
     @property
     def view(self) -> View:
         """All that is shown now."""
-        screen, style = self._trace_screen, ink(self.current_theme, glyphs=self._glyphs, plain=self._plain)
+        screen = self._trace_screen
+        style = ink(self.current_theme, glyphs=self._glyphs, plain=self._plain, colour=not self.no_color)
         name = screen.NAME if screen else ""
         return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, name)
 
@@ -91,6 +95,11 @@ class KVScopeApp(App[None]):
     def on_canvas_picked(self, message: Canvas.Picked) -> None:
         self._cursor = message.cursor
         self._draw()
+
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What is done to every line before the terminal gets it."""
+        # Textual's own answer to NO_COLOR is greys, and its filter of dim text turns dim into colour.
+        return [NoColour()] if self.no_color else super().get_line_filters()
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
         """The command palette: every action of this screen, and nothing else."""
@@ -160,15 +169,17 @@ class KVScopeApp(App[None]):
 
 
 def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> int:
-    """Show a trace until the user quits; returns the exit code. `plain`: ASCII only; None: where the terminal's
-    encoding needs it.
+    """Show a trace until the user quits; returns the exit code. `plain`: ASCII only; None: where the terminal
+    or the locale needs it.
 
     Raises NoTerminalError where there is no terminal, and TraceError where there is no trace.
     """
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
-    app = KVScopeApp(path, theme=LIGHT if light else DARK, plain=not _speaks_unicode() if plain is None else plain)
+    if plain is None:
+        plain = not speaks_unicode(os.environ, sys.stderr.encoding)
+    app = KVScopeApp(path, theme=LIGHT if light else DARK, plain=plain)
     app.run()
     if app.error is not None:
         raise app.error
@@ -187,10 +198,6 @@ def _write_new(stem: str, text: str) -> str:
             number += 1
         else:
             return path.name
-
-
-def _speaks_unicode() -> bool:
-    return "utf" in (sys.stderr.encoding or "").lower()
 
 
 def _shape(snapshot: Snapshot) -> Shape:

@@ -84,15 +84,17 @@ class Ink:
     """Draw each value as a glyph of RAMP as well: readable without colour."""
     plain: bool
     """Draw in ASCII only."""
+    colour: bool
+    """There are colours; else bold, dim and reverse are all there is."""
 
 
-def ink(theme: Theme, *, glyphs: bool = False, plain: bool = False) -> Ink:
-    """The styles of a theme, one Ink for equal colours. `plain` implies `glyphs`."""
+def ink(theme: Theme, *, glyphs: bool = False, plain: bool = False, colour: bool = True) -> Ink:
+    """The styles of a theme, one Ink for equal colours. `plain` implies `glyphs`, and so does the want of `colour`."""
     front, ground = ("#ffffff", "#000000") if theme.dark else ("#000000", "#ffffff")
     accent = theme.accent or theme.primary
     colours = (theme.foreground or front, theme.background or ground, accent)
     signals = (theme.success or accent, theme.warning or accent, theme.error or accent)
-    return _ink(*colours, *signals, HEAT if theme.dark else HEAT[::-1], glyphs or plain, plain)
+    return _ink(*colours, *signals, HEAT if theme.dark else HEAT[::-1], glyphs or plain or not colour, plain, colour)
 
 
 @cache
@@ -106,6 +108,7 @@ def _ink(
     heat: tuple[str, ...],
     glyphs: bool,
     plain: bool,
+    colour: bool,
 ) -> Ink:
     front, ground = Color.parse(foreground), Color.parse(background)
     return Ink(
@@ -113,16 +116,17 @@ def _ink(
         strong=Style(color=front.hex, bold=True),
         # As quiet as may be: either stays above WCAG's 4.5 to 1 on the theme's surface.
         muted=Style(color=front.blend(ground, 0.42 if ground.brightness < 0.5 else 0.3).hex),
-        faint=Style(color=front.blend(ground, 0.78).hex),
+        faint=Style(color=front.blend(ground, 0.78).hex, dim=not colour),
         accent=Style(color=accent),
         calm=Style(color=Color.parse(accent).blend(ground, 0.45).hex),
         good=Style(color=success),
         warn=Style(color=warning, bold=True),
         bad=Style(color=error, bold=True),
-        cursor=Style(color=ground.hex, bgcolor=accent, bold=True),
+        cursor=Style(color=ground.hex, bgcolor=accent, bold=True) if colour else Style(reverse=True, bold=True),
         heat=tuple(Style(color=colour) for colour in heat),
         glyphs=glyphs,
         plain=plain,
+        colour=colour,
     )
 
 

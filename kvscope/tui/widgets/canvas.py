@@ -207,5 +207,10 @@ def parts_width(parts: Iterable[Part]) -> int:
 
 
 def _in_ascii(strip: Strip) -> Strip:
-    segments = [Segment(segment.text.translate(ASCII), segment.style) for segment in strip]
-    return Strip(segments, strip.cell_length)
+    return Strip([Segment(_ascii_text(segment.text), segment.style) for segment in strip], strip.cell_length)
+
+
+def _ascii_text(text: str) -> str:
+    """The text in as many columns; what ASCII has no sign for, as a prompt may, becomes `?`."""
+    text = text.translate(ASCII)
+    return text if text.isascii() else "".join(one if one.isascii() else "?" * cell_len(one) for one in text)

@@ -31,7 +31,7 @@ def picture(view: View, width: int, height: int) -> list[Strip]:
         words = "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
         return [head, *centred([[(words, ink.muted)]], width, height - 1)]
     small = _fitted(pixels, width - 2, 2 * (height - 1))
-    lines = _shaded(small, view) if ink.plain else _half_blocks(small)
+    lines = _shaded(small, view) if ink.plain or not ink.colour else _half_blocks(small)
     left = max(0, (width - small.shape[1]) // 2)
     return [head, *(row([(" " * left, ink.text), *line]) for line in lines)]
 
@@ -84,7 +84,7 @@ def _pair(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
 
 
 def _shaded(pixels: NDArray[np.uint8], view: View) -> list[list[Part]]:
-    """The picture in characters of growing weight, one per two pixels, for terminals without Unicode."""
+    """The picture in characters of growing weight, one per two pixels, for terminals without Unicode or colour."""
     brightness = pixels.astype(np.float64).mean(axis=2).reshape(-1, 2, pixels.shape[1]).mean(axis=1)
     indices = (brightness / 256 * len(_SHADES)).astype(int)
     return [[("".join(_SHADES[index] for index in line), view.ink.text)] for line in indices.tolist()]
