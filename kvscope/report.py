@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvscope.units import bytes_text, fraction_text, printable, seconds_text, tokens_text
+from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable, scales_text, seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -15,37 +15,52 @@ if TYPE_CHECKING:
 
 def summary_text(summary: Summary) -> str:
     """A trace in about twenty lines; every number says how it came to be."""
-    tag = summary.tags["storage_peak_bytes"]
+    took = "" if summary.seconds is None else f", {seconds_text(summary.seconds)} in layers"
     lines = [
-        f"{summary.trace}: {summary.status}, {summary.scales_done} of {summary.num_scales} scales"
+        f"{summary.trace}: {summary.status}, {scales_text(summary.scales_done, summary.num_scales)}"
         + (f" ({summary.message})" if summary.message else ""),
         f"{summary.model} {summary.resolution}, policy {summary.policy}, {summary.dtype} on {summary.device}, "
-        f"{summary.rows} rows, {seconds_text(summary.seconds)} in layers",
+        f"{summary.rows} rows{took}",
         "",
-        *_table(
-            [
-                ("full history", bytes_text(summary.full_history_bytes), "100 %", "defined"),
-                ("budget", bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget), "defined"),
-                ("accounted peak", bytes_text(summary.accounted_peak_bytes), _percent(summary.accounted_peak_fraction),
-                 f"{tag}{_at(summary.accounted_peak_step)}"),
-                ("stored peak", bytes_text(summary.storage_peak_bytes), _percent(summary.storage_peak_fraction),
-                 f"{tag}{_at(summary.storage_peak_step)}"),
-            ]
-        ),
-        f"  100 % = {summary.denominator}: {tokens_text(summary.denominator_tokens)}",
+        *_table(_cache_rows(summary)),
+        f"  100 % = {summary.denominator}: {head_tokens_text(summary.denominator_tokens)}",
         "",
-        *_table(
-            [("scale", "grid", "tokens", "seconds", "accounted", "stored")]
-            + [
-                (str(scale.scale), f"{scale.height}x{scale.width}", str(scale.tokens), seconds_text(scale.seconds),
-                 bytes_text(scale.accounted_bytes), bytes_text(scale.storage_bytes))
-                for scale in summary.scales
-            ]
-        ),
+        *_table(_scale_rows(summary)),
         "",
         *_machine_lines(summary),
-    ]  # fmt: skip
+    ]
     return _lines_text(lines)
+
+
+def _cache_rows(summary: Summary) -> list[tuple[str, ...]]:
+    """(name, bytes, share, how it is known) of the whole run."""
+    rows: list[tuple[str, ...]] = [
+        ("full history", bytes_text(summary.full_history_bytes), "100 %", "defined"),
+        ("budget", bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget), "defined"),
+    ]
+    if summary.accounted_peak_bytes is None:
+        return rows
+    tag = summary.tags["storage_peak_bytes"]
+    accounted, stored = _at(summary.accounted_peak_step), _at(summary.storage_peak_step)
+    return [
+        *rows,
+        ("accounted peak", bytes_text(summary.accounted_peak_bytes), _percent(summary.accounted_peak_fraction),
+         f"{tag}{accounted}"),
+        ("stored peak", bytes_text(summary.storage_peak_bytes), _percent(summary.storage_peak_fraction),
+         f"{tag}{stored}"),
+    ]  # fmt: skip
+
+
+def _scale_rows(summary: Summary) -> Sequence[tuple[str, ...]]:
+    """The finished scales under their titles; bytes are the most within each."""
+    if not summary.scales:
+        return [("no scale was finished",)]
+    titles = ("scale", "grid", "tokens", "in layers", "accounted peak", "stored peak")
+    return [titles] + [
+        (str(scale.scale), f"{scale.height}x{scale.width}", f"{scale.tokens:,}", seconds_text(scale.seconds),
+         bytes_text(scale.accounted_bytes), bytes_text(scale.storage_bytes))
+        for scale in summary.scales
+    ]  # fmt: skip
 
 
 def plan_text(summary: PlanSummary) -> str:
@@ -58,12 +73,12 @@ def plan_text(summary: PlanSummary) -> str:
             "",
             *_table(
                 [
-                    ("full history", tokens_text(summary.history_tokens),
+                    ("full history", head_tokens_text(summary.history_tokens),
                      bytes_text(summary.full_history_bytes), "100 %"),
-                    ("budget", tokens_text(summary.budget_tokens, absent="none"),
+                    ("budget", head_tokens_text(summary.budget_tokens, absent="none"),
                      bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget)),
-                    ("planned peak", tokens_text(summary.planned_peak_tokens), bytes_text(summary.planned_peak_bytes),
-                     _percent(summary.planned_peak_tokens / summary.history_tokens)),
+                    ("planned peak", head_tokens_text(summary.planned_peak_tokens),
+                     bytes_text(summary.planned_peak_bytes), _percent(summary.planned_peak_tokens / summary.history_tokens)),
                 ]
             ),
             f"  100 % = {summary.denominator}; bytes are {summary.tag}: tokens × bytes per token",
@@ -78,8 +93,9 @@ def _machine_lines(summary: Summary) -> Iterable[str]:
     if summary.recorder is not None:
         cost = summary.recorder
         previews = f", previews {seconds_text(cost.preview_seconds)} of it" if cost.preview_seconds else ""
+        share = "" if cost.run_fraction is None else f" ({fraction_text(cost.run_fraction)})"
         yield (
-            f"recorder: {seconds_text(cost.run_seconds)} of the run ({fraction_text(cost.run_fraction)}){previews}; "
+            f"recorder: {seconds_text(cost.run_seconds)} of the run{share}{previews}; "
             f"file {bytes_text(cost.file_bytes)}; {cost.dropped_rows} samples dropped"
         )
     if summary.gpu_unavailable is not None:

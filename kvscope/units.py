@@ -52,11 +52,21 @@ def fraction_text(fraction: float | None, *, absent: str = NOT_MEASURED) -> str:
     return absent if fraction is None or math.isnan(fraction) else f"{_three_digits(fraction * 100)} %"
 
 
-def tokens_text(tokens: int | None, *, absent: str = NOT_MEASURED) -> str:
-    """Tokens with thousands marked: `1 token`, `10,521 tokens`."""
+def tokens_text(tokens: int | None, *, noun: str = "token", absent: str = NOT_MEASURED) -> str:
+    """Tokens with thousands marked: `1 token`, `10,521 tokens`. Counts over heads and layers are `head-token`s."""
     if tokens is None or math.isnan(tokens):
         return absent
-    return f"{tokens:,.0f} token" + ("" if tokens == 1 else "s")
+    return f"{tokens:,.0f} {noun}" + ("" if tokens == 1 else "s")
+
+
+def head_tokens_text(tokens: int | None, *, absent: str = NOT_MEASURED) -> str:
+    """Tokens summed over layers and heads: `5,386,752 head-tokens`."""
+    return tokens_text(tokens, noun="head-token", absent=absent)
+
+
+def scales_text(done: int, total: int) -> str:
+    """How many scales are finished: `3 of 7 scales`. A scale alone is named by its index, from 0."""
+    return f"{done} of {total} scales"
 
 
 def printable(text: str) -> str:

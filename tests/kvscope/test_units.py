@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvscope.units import bytes_text, duration_text, fraction_text, printable, seconds_text, tokens_text
+from kvscope.units import (
+    bytes_text,
+    duration_text,
+    fraction_text,
+    head_tokens_text,
+    printable,
+    seconds_text,
+    tokens_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +68,14 @@ def test_tokens_are_counted_in_words(tokens: int, text: str) -> None:
     assert tokens_text(tokens) == text
 
 
-@pytest.mark.parametrize("text_of", [bytes_text, duration_text, seconds_text, fraction_text, tokens_text])
+def test_tokens_summed_over_heads_have_a_word_of_their_own() -> None:
+    assert head_tokens_text(1) == "1 head-token"
+    assert head_tokens_text(5386752) == "5,386,752 head-tokens"
+
+
+@pytest.mark.parametrize(
+    "text_of", [bytes_text, head_tokens_text, duration_text, seconds_text, fraction_text, tokens_text]
+)
 @pytest.mark.parametrize("value", [None, math.nan])
 def test_an_unknown_is_never_printed_as_a_number(text_of: object, value: float | None) -> None:
     assert callable(text_of)
