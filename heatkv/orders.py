@@ -31,7 +31,11 @@ _EXPECTED_ORDERS = "an orders file: one list per source scale of [head, layer] p
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeadOrders:
-    """For each source scale, all heads of all layers ranked from least to most needed."""
+    """For each source scale, all heads of all layers ranked from least to most needed.
+
+    `content_hash`, which plans record as `orders_sha256`, is of the ranks, not of a file's bytes: the same orders in
+    another layout, or with other metadata, have the same hash.
+    """
 
     slots: NDArray[np.int32]
     """[ranked source, rank]; slot = layer * num_heads + head. Each row holds every slot once. Read-only."""
@@ -61,7 +65,7 @@ class HeadOrders:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the ranks and of the source scales they are for."""
+        """SHA-256 (hex) of the JSON text [first_source, num_layers, num_heads], then `slots` as little-endian int32."""
         head = [self.first_source, self.num_layers, self.num_heads]
         return hashlib.sha256(json.dumps(head).encode() + self.slots.astype("<i4").tobytes()).hexdigest()
 

@@ -178,7 +178,7 @@ class CalibrationFile:
         return f"{self.part}: a half-made calibration, started anew" if self._overwrite else ""
 
     def _is_part_replaceable(self) -> bool:
-        """Whether the half-made file is of other settings and empty of prompts. Raises UsageError if it is not empty."""
+        """Whether the half-made file is of other settings and without prompts. Raises UsageError if it has some."""
         try:
             with _reading(self.part) as file:
                 found, done = asdict(_settings(self.part, file)), int(file[_MASS].shape[0])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,21 @@ def test_the_documentation_is_what_the_code_generates() -> None:
 
     assert BEGIN_MARK in text
     assert with_generated_part(text) == text, "run: python -m kvscope.format docs/trace-format.md"
+
+
+def test_the_examples_run_one_after_the_other(
+    tiny_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    examples = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    shutil.copy(tiny_trace, tmp_path / "run.h5")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+
+    for example in examples:
+        exec(example, names)
+
+    assert len(examples) == 3
+    assert capsys.readouterr().out.startswith("done ")
 
 
 def test_the_schema_names_every_table_and_column() -> None:
