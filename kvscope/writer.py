@@ -207,7 +207,8 @@ class TraceWriter:
         """End a trace whose run goes on: what was committed stays, the last commit says why there is no more."""
         self._is_ending = True
         self._counts = dict(self._committed)
-        recorded = f"{self._counts['query_scale']} scales are recorded"
+        scales = self._counts["query_scale"]
+        recorded = "1 scale is recorded" if scales == 1 else f"{scales} scales are recorded"
         self.commit(Status.FAILED, message=f"{RECORDING_STOPPED}{reason}; the run went on, {recorded}")
         self.close()
 

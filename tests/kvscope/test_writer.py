@@ -108,7 +108,7 @@ def test_a_growth_without_room_leaves_the_last_commit_and_can_be_ended(
     with h5py.File(tmp_path / "b.h5") as file:
         last = file["commit"][-1]
         assert (last["status"], last["scales_done"]) == (Status.FAILED, 1)
-        expected = b"recording stopped: no space left; the run went on, 1 scales are recorded"
+        expected = b"recording stopped: no space left; the run went on, 1 scale is recorded"
         assert last["message"].tobytes().rstrip(b"\0") == expected
 
 
