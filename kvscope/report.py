@@ -78,7 +78,8 @@ def plan_text(summary: PlanSummary) -> str:
                     ("budget", head_tokens_text(summary.budget_tokens, absent="none"),
                      bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget)),
                     ("planned peak", head_tokens_text(summary.planned_peak_tokens),
-                     bytes_text(summary.planned_peak_bytes), _percent(summary.planned_peak_tokens / summary.history_tokens)),
+                     bytes_text(summary.planned_peak_bytes),
+                     _percent(summary.planned_peak_tokens / summary.history_tokens)),
                 ]
             ),
             f"  100 % = {summary.denominator}; bytes are {summary.tag}: tokens × bytes per token",

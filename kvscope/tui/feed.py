@@ -60,6 +60,11 @@ class Snapshot:
     def scales_done(self) -> int:
         return len(self.kept_tokens)
 
+    @property
+    def awaits_image(self) -> bool:
+        """All scales are done and the picture is being made of them."""
+        return self.status == "live" and self.image is None and self.scales_done == self.schedule.scales.num_scales
+
 
 class Feed:
     """Follows a trace from its own thread until it is final, or until `stop`."""

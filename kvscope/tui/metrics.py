@@ -56,6 +56,12 @@ class Metric:
     bounds: Callable[[Snapshot, Volume, Cursor], tuple[float, float]]
     """The values of the lowest and highest colour, for the cursor's query and source scale."""
     text: Callable[[Snapshot, float], str]
+    brief_text: Callable[[Snapshot, float], str] | None = None
+    """The same in fewer words, where there is little room; None: there are none."""
+
+    def words(self, snapshot: Snapshot, value: float, *, brief: bool = False) -> str:
+        """The value with its unit."""
+        return (self.brief_text if brief and self.brief_text else self.text)(snapshot, value)
 
 
 NEVER_CACHED = "never cached"
@@ -68,15 +74,15 @@ def volume_of(snapshot: Snapshot, name: str) -> Volume:
     return METRICS[name].volume(snapshot)
 
 
-def cell_text(snapshot: Snapshot, name: str, cursor: Cursor) -> str:
-    """The value of one cell in words and units."""
+def cell_text(snapshot: Snapshot, name: str, cursor: Cursor, *, brief: bool = False) -> str:
+    """The value of one cell in words and units; `brief`: in few words, where there is little room."""
     volume = volume_of(snapshot, name)
     place = _place(cursor)
     if cursor.query_scale >= len(volume.values):
         return "not reached"
     cell = Cell(int(volume.cells[place]))
     if cell is Cell.VALUE:
-        return METRICS[name].text(snapshot, float(volume.values[place]))
+        return METRICS[name].words(snapshot, float(volume.values[place]), brief=brief)
     if cell is Cell.DROPPED and cursor.source_scale == snapshot.schedule.scales.num_scales - 1:
         return NEVER_CACHED
     return {Cell.DROPPED: "dropped", Cell.UNKNOWN: units.NOT_MEASURED, Cell.UNWRITTEN: "not written yet"}[cell]
@@ -179,10 +185,15 @@ def _step_text(snapshot: Snapshot, value: float) -> str:
     return "never" if value == snapshot.schedule.num_steps - 1 else f"after scale {scale} layer {layer}"
 
 
+def _brief_step_text(snapshot: Snapshot, value: float) -> str:
+    scale, layer = divmod(round(value), snapshot.schedule.num_layers)
+    return "never" if value == snapshot.schedule.num_steps - 1 else f"scale {scale} L{layer}"
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("kept", "kept after the step", "kept", True, True, _kept, _source_tokens, _kept_text),
+        Metric("kept", "kept after the step", "kept", True, True, _kept, _source_tokens, _kept_text, _tokens_text),
         Metric("read", "read at the step", "read", True, True, _read, _source_tokens, _tokens_text),
         Metric("mass", "attention mass", "mass", False, True, _mass, _largest, _fraction_text),
         Metric(
@@ -195,7 +206,9 @@ METRICS: dict[str, Metric] = {
             _largest,
             _per_token_text,
         ),
-        Metric("drop_step", "dropped when", "dropped", False, False, _drop_step, _lifetime, _step_text),
+        Metric(
+            "drop_step", "dropped when", "dropped", False, False, _drop_step, _lifetime, _step_text, _brief_step_text
+        ),
     )
 }
 """In the order that `m` goes through."""

@@ -30,7 +30,7 @@ BLOCK = "▇"
 
 DROPPED, UNKNOWN, UNWRITTEN = "·", "?", " "
 
-ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓█▁▂▃▄▅▆▇▐▌▸“”–", "-==|++.~*oo#@+xx><^v#1234567[]>''-")
+ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓↕█▁▂▃▄▅▆▇▐▌▸“”–", "-==|++.~*oo#@+xx><^v:#1234567[]>''-")
 """What a terminal without Unicode gets instead; one character for one."""
 
 DARK = Theme(

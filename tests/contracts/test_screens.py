@@ -24,8 +24,8 @@ from kvscope.tui.widgets.canvas import Canvas
 SIZES = ((80, 24), (120, 40), (160, 48), (220, 50))
 
 WORDS = {
-    "done": "✓ done scale 5/5",
-    "live": "● live scale 3/5",
+    "done": "✓ done 5 of 5 scales",
+    "live": "● live 3 of 5 scales",
     "crashed": "run crashed at scale 3; 3 scales are safe",
     "cancelled": "run cancelled after 2 of 5 scales: stopped by the user; 2 scales are safe",
     "empty": "no scale yet",

@@ -22,6 +22,7 @@ SIGNS = (
     ("blank", "not written yet"),
     ("____", "the budget"),
     ("dim", "planned, not run yet"),
+    ("↑ ↓", "more scales above or below than there is room for"),
 )
 """What is drawn where no number is."""
 

@@ -160,9 +160,9 @@ def spread(left: list[Part], right: list[Part], width: int, *, fill: Part) -> St
     return row([*left, (fill[0] * gap, fill[1]), *right], width)
 
 
-def field(name: str, value: Part, more: str, width: int, ink: Ink) -> Strip:
+def field(name: str, value: Part, more: str, width: int, ink: Ink, *, name_width: int = _NAME) -> Strip:
     """A name, its value, and what more there is to say if there is room for all of it."""
-    parts: list[Part] = [(f" {name:<{_NAME}}", ink.muted), value]
+    parts: list[Part] = [(f" {name:<{name_width}}", ink.muted), value]
     tail: list[Part] = [(f"  {more}", ink.muted)] if more else []
     return row(fit(parts if parts_width([*parts, *tail]) > width else [*parts, *tail], width, ink.muted))
 

@@ -27,10 +27,10 @@ def cell_words(view: View, width: int, height: int) -> list[Strip]:
     cursor = view.cursor
     how = snapshot.summary.tags["scales"] if METRICS[view.metric].measured else "plan"
     place = f"layer {cursor.layer} · head {cursor.head}"
-    value = _metric_line(view, snapshot, view.metric, width)
+    value = _metric_lines(view, snapshot, view.metric, width)
     sentence = paragraph(why(snapshot, cursor), ink.text, width)
-    others = [_metric_line(view, snapshot, name, width) for name in METRICS if name != view.metric]
-    lines = [rule(place, width, ink, tag=how), value, *sentence]
+    others = [line for name in METRICS if name != view.metric for line in _metric_lines(view, snapshot, name, width)]
+    lines = [rule(place, width, ink, tag=how), *value, *sentence]
     return lines + others if height >= len(lines) + len(others) else lines
 
 
@@ -64,18 +64,36 @@ def _bars(view: View, axis: Axis, width: int, height: int) -> list[Strip]:
     room, here = max(1, height - 1), getattr(view.cursor, axis)
     first = max(0, min(here - room // 2, len(cursors) - room))
     top = max((_value(view, snapshot, cursor) or 0.0 for cursor in cursors), default=0.0)
-    return [title, *(_bar_line(view, snapshot, axis, one, top, width) for one in cursors[first : first + room])]
+    shown = cursors[first : first + room]
+    hidden = _hidden_marks(len(shown), above=first > 0, below=first + room < len(cursors))
+    lines = (_bar_line(view, snapshot, axis, one, top, width, mark) for one, mark in zip(shown, hidden, strict=True))
+    return [title, *lines]
 
 
-def _bar_line(view: View, snapshot: Snapshot, axis: Axis, cursor: Cursor, top: float, width: int) -> Strip:
+def _hidden_marks(lines: int, *, above: bool, below: bool) -> list[str]:
+    """A sign on the first and last line where more scales lie beyond, one per line."""
+    marks = [" "] * lines
+    marks[-1] = "↓" if below else " "
+    if above:
+        marks[0] = "↑" if marks[0] == " " else "↕"
+    return marks
+
+
+def _bar_line(view: View, snapshot: Snapshot, axis: Axis, cursor: Cursor, top: float, width: int, more: str) -> Strip:
     ink, index = view.ink, getattr(cursor, axis)
     chosen = index == getattr(view.cursor, axis)
     height, side = snapshot.schedule.scales.sizes[index]
-    head: list[Part] = [(" ▸" if chosen else "  ", ink.accent), (f"{index:>2} ", ink.strong if chosen else ink.muted)]
+    head: list[Part] = [
+        (more, ink.text),
+        ("▸" if chosen else " ", ink.accent),
+        (f"{index:>2} ", ink.strong if chosen else ink.muted),
+    ]
     head.append((f"{f'{height}×{side}':<{_PLACE - 5}}", ink.muted))
     room = max(4, min(40, width - _PLACE - _VALUE - 1))
     value = _value(view, snapshot, cursor)
     text = cell_text(snapshot, view.metric, cursor)
+    if _PLACE + room + 1 + len(text) > width:
+        text = cell_text(snapshot, view.metric, cursor, brief=True)
     if value is None:
         mark = {"dropped": DROPPED, NEVER_CACHED: DROPPED, "not measured": UNKNOWN}.get(text, " ")
         body: list[Part] = [(mark.ljust(room), ink.muted), (f" {text}", ink.muted)]
@@ -93,8 +111,17 @@ def _value(view: View, snapshot: Snapshot, cursor: Cursor) -> float | None:
     return float(volume.values[place])
 
 
-def _metric_line(view: View, snapshot: Snapshot, name: str, width: int) -> Strip:
+def _metric_lines(view: View, snapshot: Snapshot, name: str, width: int) -> list[Strip]:
+    """The metric's name and value; where that is too long the value goes on in a second line, or is told briefly."""
     ink, metric = view.ink, METRICS[name]
-    label = f" {metric.title:<26}" if width >= 60 else f" {metric.label:<12}"
+    label = f" {metric.title:<26}" if width >= 60 else f" {metric.label:<11}"
     style = ink.strong if name == view.metric else ink.text
-    return row(fit([(label, ink.muted), (cell_text(snapshot, name, view.cursor), style)], width, ink.muted))
+    texts = [cell_text(snapshot, name, view.cursor)]
+    if len(label) + len(texts[0]) > width:
+        brief = cell_text(snapshot, name, view.cursor, brief=True)
+        rest = texts[0].removeprefix(brief).strip()
+        texts = [brief] if rest in ("", texts[0]) else [brief, rest]
+    labels = [label, " " * len(label)]
+    return [
+        row(fit([(one, ink.muted), (text, style)], width, ink.muted)) for one, text in zip(labels, texts, strict=False)
+    ]

@@ -58,7 +58,7 @@ def notice_of(view: View) -> tuple[str, Style]:
     if snapshot.status == "failed":
         return f"run failed at scale {done}{words}; {safe}", ink.bad
     if snapshot.status == "cancelled":
-        return f"run cancelled after {done} of {total} scales{words}; {safe}", ink.warn
+        return f"run cancelled after {units.scales_text(done, total)}{words}; {safe}", ink.warn
     if not done:
         return "no scale yet: the first one is being made; until then the plan is shown, dim", ink.muted
     return "", ink.muted
@@ -121,7 +121,9 @@ def _aspect_text(aspect: float) -> str:
 def _state_parts(view: View) -> list[Part]:
     snapshot, ink = view.snapshot, view.ink
     assert snapshot is not None  # top_line has said so
-    progress = f" scale {snapshot.scales_done}/{snapshot.schedule.scales.num_scales}"
+    progress = f" {units.scales_text(snapshot.scales_done, snapshot.schedule.scales.num_scales)}"
+    if snapshot.awaits_image:
+        progress += ", making the picture"
     if view.lost is not None:
         return [("○ disconnected", ink.warn), (progress, ink.muted)]
     glyph, style = {

@@ -137,7 +137,7 @@ def legend(view: View, width: int, _height: int) -> list[Strip]:
     scale: list[Part] = [(BLOCK, style) for style in ink.heat]
     if metric.amount or ink.glyphs:
         scale = [(RAMP[:-1] if metric.amount else RAMP, ink.calm if metric.amount else ink.text)]
-    low, high = (metric.text(snapshot, value) for value in (cells.low, cells.high))
+    low, high = (metric.words(snapshot, value) for value in (cells.low, cells.high))
     parts: list[Part] = [(f" {low} ", ink.muted), *scale, (f" {high}", ink.muted)]
     for sign in (f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
         entry = (f"   {sign}", ink.muted)

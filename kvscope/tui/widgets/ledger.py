@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope import units
-from kvscope.tui.widgets.canvas import Part, View, rule, spread
+from kvscope.tui.widgets.canvas import Part, View, field, rule, spread
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from kvscope.tui.palette import Ink
 
 _LABEL, _VALUE, _TAG = 14, 12, 9
+_NARROW_WORDS, _ROOMY = 17, 64
 _SHORTEST_BAR = 6
 
 
@@ -26,6 +27,8 @@ class _Line:
     words: str
     tag: str
     style: Style
+    brief: str | None = None
+    """The words where there is little room; None: the same."""
 
 
 def ledger(view: View, width: int, _height: int) -> list[Strip]:
@@ -34,7 +37,13 @@ def ledger(view: View, width: int, _height: int) -> list[Strip]:
         return [rule("cache", width, view.ink)]
     lines = _lines(view)
     top = max((line.num_bytes or 0 for line in lines), default=0)
-    body = [_bar_line(line, top, width, view.ink) for line in lines]
+    none = "no scale is finished yet" if view.snapshot.status == "live" else "no scale was finished"
+    body = [
+        field(line.name, (none, view.ink.muted), "", width, view.ink, name_width=_LABEL - 1)
+        if line.num_bytes is None
+        else _bar_line(line, line.num_bytes, top, width, view.ink)
+        for line in lines
+    ]
     return [rule("cache, peak so far", width, view.ink), *body]
 
 
@@ -66,8 +75,9 @@ def _lines(view: View) -> list[_Line]:
     if summary.budget_bytes is not None:
         words = _share(None, summary.budget)
         lines.append(_Line("budget", summary.budget_bytes, words, tags["budget_bytes"], ink.text))
-    words = f"{units.tokens_text(summary.denominator_tokens)}"
-    lines.append(_Line("full history", summary.full_history_bytes, words, tags["full_history_bytes"], ink.muted))
+    words = units.head_tokens_text(summary.denominator_tokens)
+    full_tag = tags["full_history_bytes"]
+    lines.append(_Line("full history", summary.full_history_bytes, words, full_tag, ink.muted, brief="100 %"))
     return lines
 
 
@@ -78,15 +88,16 @@ def _share(of_budget: float | None, of_full: float | None) -> str:
     return "" if of_full is None else f"{units.fraction_text(of_full)} of full"
 
 
-def _bar_line(line: _Line, top: int, width: int, ink: Ink) -> Strip:
+def _bar_line(line: _Line, num_bytes: int, top: int, width: int, ink: Ink) -> Strip:
     head: list[Part] = [
         (f" {line.name:<{_LABEL - 1}}", ink.muted),
-        (f"{units.bytes_text(line.num_bytes, absent='none'):>{_VALUE - 2}}  ", ink.strong),
+        (f"{units.bytes_text(num_bytes):>{_VALUE - 2}}  ", ink.strong),
     ]
-    words = 17 if width < 64 else 27
+    words = _NARROW_WORDS if width < _ROOMY else 27
     room = max(0, width - _LABEL - _VALUE - words - _TAG - 1)
-    tail: list[Part] = [(f" {line.words:<{words - 1}}", ink.text), (f"{line.tag:>{_TAG}} ", ink.muted)]
-    body = bar(line.num_bytes or 0, top, room, line.style, ink) if room >= _SHORTEST_BAR else []
+    text = line.words if line.brief is None or width >= _ROOMY else line.brief
+    tail: list[Part] = [(f" {text:<{words - 1}}", ink.text), (f"{line.tag:>{_TAG}} ", ink.muted)]
+    body = bar(num_bytes, top, room, line.style, ink) if room >= _SHORTEST_BAR else []
     return spread([*head, *body], tail, width, fill=(" ", ink.muted))
 
 

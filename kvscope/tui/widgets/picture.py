@@ -28,12 +28,19 @@ def picture(view: View, width: int, height: int) -> list[Strip]:
     if height < 3:
         return [head]
     if pixels is None:
-        words = "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
+        words = _absence(snapshot)
         return [head, *centred([[(words, ink.muted)]], width, height - 1)]
     small = _fitted(pixels, width - 2, 2 * (height - 1))
     lines = _shaded(small, view) if ink.plain or not ink.colour else _half_blocks(small)
     left = max(0, (width - small.shape[1]) // 2)
     return [head, *(row([(" " * left, ink.text), *line]) for line in lines)]
+
+
+def _absence(snapshot: Snapshot | None) -> str:
+    """Why there is no picture."""
+    if snapshot is not None and snapshot.awaits_image:
+        return "making the picture"
+    return "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
 
 
 def picture_of(snapshot: Snapshot, query_scale: int) -> tuple[NDArray[np.uint8] | None, str]:

@@ -1,4 +1,4 @@
-"""One line per query scale: its grid, its bytes, what it freed, its time. Scales to come show their plan, dim."""
+"""One line per query scale: its grid, its peak bytes, what it freed, its time. Scales to come show their plan, dim."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _COLUMNS = (
     ("tokens", 8),
     ("accounted", 11),
     ("stored", 11),
-    ("freed", 18),
-    ("time", 10),
+    ("freed head-tokens", 19),
+    ("in layers", 11),
 )
 
 
@@ -34,7 +34,9 @@ def scale_table(view: View, width: int, height: int) -> list[Strip]:
     first = max(0, min(view.cursor.query_scale - room // 2, count - room))
     lines = [_scale_line(view, snapshot, scale, width) for scale in range(count)[first : first + room]]
     title = (
-        "scales, peak of each" if count <= room else f"scales {first}–{first + len(lines) - 1} of {count}, peak of each"
+        "scales, peak bytes of each"
+        if count <= room
+        else f"scales {first}–{first + len(lines) - 1} of 0–{count - 1}, peak bytes of each"
     )
     return [rule(title, width, ink, tag=snapshot.summary.tags["scales"]), row([(titles, ink.muted)]), *lines]
 
@@ -61,7 +63,7 @@ def _texts(snapshot: Snapshot, scale: int) -> list[str]:
         *place,
         units.bytes_text(summary.accounted_bytes),
         units.bytes_text(summary.storage_bytes),
-        units.tokens_text(int(freed_tokens(snapshot)[scale])),
+        f"{int(freed_tokens(snapshot)[scale]):,}",
         units.seconds_text(summary.seconds),
     ]
 

@@ -50,7 +50,7 @@ def test_numbers_on_the_live_screen_are_those_of_the_summary(drive, tiny_trace: 
 def test_the_top_line_says_what_run_what_state_and_how_honest(drive, tiny_trace: Path) -> None:
     async def script(viewer) -> None:
         (top,) = viewer.lines("top")
-        for words in ("fake", "heatkv", "seed 0", "a red circle — ünïcode", "perturbed", "✓ done scale 5/5"):
+        for words in ("fake", "heatkv", "seed 0", "a red circle — ünïcode", "perturbed", "✓ done 5 of 5 scales"):
             assert words in top
 
     drive(tiny_trace, script, size=(140, 40))
@@ -133,7 +133,7 @@ def test_a_live_run_is_followed_to_its_end(drive, tmp_path: Path, fake_run: Modu
 
     async def script(viewer) -> None:
         await viewer.until(lambda: viewer.app.view.snapshot.scales_done == 2)
-        assert "● live scale 2/5" in viewer.text("top")
+        assert "● live 2 of 5 scales" in viewer.text("top")
         assert viewer.app.view.cursor.query_scale == 1
         assert "planned" in viewer.text("scales")
         fake_run.run_scale(recorder, fake_run.fake_schedule(), 2)
@@ -177,7 +177,8 @@ def test_a_crashed_run_says_what_is_safe(drive, crashed_trace: Path) -> None:
 def test_a_run_that_failed_at_once_shows_its_message_and_its_plan(drive, empty_trace: Path) -> None:
     async def script(viewer) -> None:
         assert "run failed at scale 0: out of memory; nothing was recorded" in viewer.text("notice")
-        assert "none" in viewer.lines("ledger")[1]
+        assert "no scale was finished" in viewer.lines("ledger")[1]
+        assert "measured" not in viewer.lines("ledger")[1]
         assert "planned" in viewer.lines("chart")[0]
         await viewer.press("2")
         assert "no scale was recorded" in viewer.text("grid")
@@ -191,7 +192,7 @@ def test_before_the_first_scale_the_screen_says_so(drive, tmp_path: Path, fake_r
 
         async def script(viewer) -> None:
             assert "no scale yet" in viewer.text("notice")
-            assert "● live scale 0/5" in viewer.text("top")
+            assert "● live 0 of 5 scales" in viewer.text("top")
 
         drive(recorder.path, script)
 
@@ -445,3 +446,66 @@ def test_no_color_draws_the_picture_in_characters(drive, tiny_trace: Path, monke
         assert set("=+*#") & set(viewer.text("picture"))
 
     drive(tiny_trace, script, size=(120, 40))
+
+
+def test_between_the_last_scale_and_the_picture_the_screen_says_what_is_made(
+    drive, tmp_path: Path, fake_run: ModuleType
+) -> None:
+    recorder = Recorder(tmp_path / "run.h5", fake_run.fake_job())
+    fake_run.run(recorder, scales=4)
+    fake_run.run_scale(recorder, fake_run.fake_schedule(), 4)
+
+    async def script(viewer) -> None:
+        await viewer.until(lambda: viewer.app.view.snapshot.scales_done == 5)
+        assert "● live 5 of 5 scales, making the picture" in viewer.text("top")
+        assert "making the picture" in viewer.text("picture")
+        recorder.image_done(fake_run.fake_image())
+        recorder.finish("done")
+        await viewer.until(lambda: viewer.app.view.snapshot.status == "done")
+        assert "making" not in viewer.text()
+
+    drive(recorder.path, script, size=(120, 40))
+
+
+@pytest.mark.parametrize("keys", [(), ("m",), ("m", "m"), ("m", "m", "m"), ("m", "m", "m", "m")])
+def test_no_value_of_the_map_loses_its_unit_in_the_smallest_terminal(
+    drive, wide_trace: Path, keys: tuple[str, ...]
+) -> None:
+    async def script(viewer) -> None:
+        await viewer.press("2", "right_curly_bracket", *keys)
+        for name in ("words", "sources", "queries"):
+            assert "…" not in viewer.text(name)
+        assert cell_text(viewer.app.view.snapshot, "kept", viewer.app.view.cursor).split("= ")[-1] in viewer.text(
+            "words"
+        )
+
+    drive(wide_trace, script)
+
+
+def test_scales_that_a_list_has_no_room_for_are_pointed_at(drive, wide_trace: Path) -> None:
+    async def script(viewer) -> None:
+        await viewer.press("2", *["right_curly_bracket"] * 9)
+        lines = viewer.lines("sources")[1:]
+        assert len(lines) < 7
+        assert lines[0].startswith("↑")
+        assert "↓" not in viewer.text("sources")
+        await viewer.press(*["left_curly_bracket"] * 9)
+        lines = viewer.lines("sources")[1:]
+        assert "↑" not in viewer.text("sources")
+        assert lines[-1].startswith("↓")
+
+    drive(wide_trace, script)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_what_is_counted_over_heads_is_called_so(drive, wide_trace: Path, size: tuple[int, int]) -> None:
+    async def script(viewer) -> None:
+        full = viewer.lines("ledger")[4]
+        tokens = viewer.app.view.snapshot.summary.denominator_tokens
+        assert (f"{tokens:,} head-tokens" if size[0] > 80 else "100 %") in full
+        assert full.split()[-1] == "defined"
+        assert "peak bytes of each" in viewer.lines("scales")[0]
+        if size[0] > 80:
+            assert viewer.lines("scales")[1].split()[-4:] == ["freed", "head-tokens", "in", "layers"]
+
+    drive(wide_trace, script, size=size)
