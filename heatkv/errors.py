@@ -2,6 +2,7 @@
 
 HeatKVError                 1
 ├── UnknownNameError        2   a model, policy, resolution or option that does not exist
+├── OptionError             2   a value, such as a temperature, that no run could use
 ├── ScheduleError           2   a pruning schedule, or its file, that cannot be obeyed
 ├── OrdersError             2   head orders or S-CAS scores that do not fit
 ├── PromptsError            2   a prompt file that cannot be read, or holds no prompts

@@ -29,7 +29,7 @@ DENOMINATOR = "history tokens over all layers and heads, last scale excluded"
 
 @dataclass(frozen=True, slots=True)
 class ScaleSummary:
-    """One finished scale. Bytes are the most within the scale."""
+    """One finished scale. Bytes are the most within the scale; seconds are those inside its layers."""
 
     scale: int
     height: int
@@ -83,7 +83,9 @@ class Summary:
     scales_done: int
     num_scales: int
     seconds: float | None
-    """From the first step's begin to the last one's end."""
+    """From the first step's begin to the last one's end: layers, sampling between scales, and recording."""
+    layer_seconds: float | None
+    """Of which inside layers: their attention, feed-forward, cache writes and evictions."""
     denominator: str
     denominator_tokens: int
     full_history_bytes: int
@@ -117,6 +119,7 @@ class Summary:
 
 _MEASURED = (
     "seconds",
+    "layer_seconds",
     "accounted_peak_bytes",
     "accounted_peak_fraction",
     "accounted_peak_of_budget",
@@ -157,6 +160,7 @@ def summarize(trace: Trace) -> Summary:
         scales_done=trace.scales_done,
         num_scales=header.scales.num_scales,
         seconds=seconds,
+        layer_seconds=_layer_seconds(steps),
         denominator=DENOMINATOR,
         denominator_tokens=schedule.history_tokens,
         full_history_bytes=full_bytes,
@@ -212,6 +216,10 @@ def _seconds(steps: NDArray[np.void]) -> float | None:
     return float(steps["end_ns"].max() - steps["begin_ns"].min()) / 1e9 if steps.size else None
 
 
+def _layer_seconds(steps: NDArray[np.void]) -> float | None:
+    return float((steps["end_ns"] - steps["begin_ns"]).sum()) / 1e9 if steps.size else None
+
+
 def _over(part: int | None, whole: int | None) -> float | None:
     return None if part is None or not whole else part / whole
 
@@ -246,7 +254,7 @@ def _scale_summary(trace: Trace, scale: int) -> ScaleSummary:
         height=height,
         width=width,
         tokens=height * width,
-        seconds=_seconds(steps) or 0.0,
+        seconds=_layer_seconds(steps) or 0.0,
         accounted_bytes=int(steps["accounted_bytes"].max()),
         storage_bytes=int(steps["storage_bytes"].max()),
     )

@@ -135,8 +135,10 @@ def calibrate_command(args: argparse.Namespace) -> int:
     """Measure attention over prompts; rank the heads."""
     from heatkv.prompts import read_prompts
     from kvscope.calibrate import run_calibration
-    from kvscope.official import save_official
+    from kvscope.official import check_official, save_official
 
+    if args.official is not None:
+        check_official(args.official, overwrite=args.overwrite)
     prompts = read_prompts(args.prompts)
     if args.samples is not None and not 1 <= args.samples <= len(prompts):
         raise UsageError(f"--samples {args.samples}; {args.prompts} holds {len(prompts)} prompts")

@@ -9,6 +9,7 @@ from heatkv import errors
 _EXIT_CODES = {
     "HeatKVError": 1,
     "UnknownNameError": 2,
+    "OptionError": 2,
     "ScheduleError": 2,
     "OrdersError": 2,
     "PromptsError": 2,
