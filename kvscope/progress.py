@@ -89,7 +89,7 @@ class ProgressProbe:
         """Scales are numbered from 0, as in files and on the screens; what is counted is what is done."""
         height, width = self._sizes[query_scale]
         if layers_done < self._num_layers:
-            return f"scale {query_scale} ({height}x{width}), {layers_done} of {self._num_layers} layers"
+            return f"scale {query_scale} ({height}x{width}), {layers_done}/{self._num_layers} layers"
         if query_scale < len(self._sizes) - 1:
             return f"scale {query_scale} ({height}x{width}), {query_scale + 1} of {len(self._sizes)} scales done"
         return _ALL_DONE

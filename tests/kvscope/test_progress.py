@@ -74,5 +74,5 @@ def test_a_line_is_never_wider_than_the_terminal(columns: int, monkeypatch: pyte
     lines = [line.rstrip("\n") for line in stream.getvalue().split("\r\x1b[K")[1:]]
     assert len(lines) == 7 * 32 + 1
     assert max(map(len, lines)) < columns
-    assert lines[32].startswith("scale 1 (2x2), 1 of 32 layers")
+    assert lines[32].startswith("scale 1 (2x2), 1/32 layers")
     assert ("[" in lines[200]) == (columns >= 80)
