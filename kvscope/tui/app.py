@@ -142,7 +142,8 @@ class KVScopeApp(App[None]):
     def action_write(self) -> None:
         """Write the screen as an SVG file beside the user, never over one that is there."""
         try:
-            name = _write_new(f"kvscope-{self._path.stem}-{self.view.screen}", self.export_screenshot())
+            stem = f"kvscope-{printable(self._path.stem)}-{self.view.screen}"
+            name = _write_new(stem, self.export_screenshot())
         except OSError as error:
             self._say(f"nothing written: {error.strerror or error}; start kvscope in another folder", bad=True)
         else:

@@ -509,3 +509,18 @@ def test_what_is_counted_over_heads_is_called_so(drive, wide_trace: Path, size: 
             assert viewer.lines("scales")[1].split()[-4:] == ["freed", "head-tokens", "in", "layers"]
 
     drive(wide_trace, script, size=size)
+
+
+def test_the_picture_of_a_trace_with_a_wild_name_has_a_tame_one(
+    drive, hostile_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def script(viewer) -> None:
+        await viewer.press("w")
+
+    drive(hostile_trace, script)
+
+    (picture,) = tmp_path.glob("*.svg")
+    assert picture.name == r"kvscope-evil\x1b[31m\n-live-1.svg"
+    assert "\x1b" not in picture.read_text()

@@ -85,3 +85,12 @@ def test_no_color_reaches_the_terminal_without_one_colour_code(wide_trace: Path)
 @pytest.mark.parametrize("environ", [{"TERM": "dumb"}, {"LC_ALL": "C"}, {"LANG": "C"}])
 def test_a_terminal_or_a_locale_without_unicode_gets_ascii_bytes(wide_trace: Path, environ: dict[str, str]) -> None:
     assert drawn(wide_trace, **environ).isascii()
+
+
+def test_no_sequence_of_a_trace_reaches_the_terminal(hostile_trace: Path) -> None:
+    said = drawn(hostile_trace)
+
+    assert rb"AAA\x1b]0;PWNED" in said
+    assert b"\x1b]0;" not in said
+    assert b"PWNED\x07" not in said
+    assert "\u202e".encode() not in said
