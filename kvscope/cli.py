@@ -20,6 +20,7 @@ from heatkv.errors import HeatKVError
 from kvscope import options
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
 from kvscope.narration import Narration, drop_stdout, print_data
+from kvscope.units import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def narrate(text: str) -> None:
     """One line to stderr."""
-    sys.stderr.write(f"kvscope: {text}\n")
+    sys.stderr.write(f"kvscope: {printable(text)}\n")
     sys.stderr.flush()
 
 

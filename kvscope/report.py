@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def summary_text(summary: Summary) -> str:
     """A trace in about twenty lines; every number says how it came to be."""
-    took = "" if summary.seconds is None else f", {seconds_text(summary.seconds)} in layers"
+    took = ""
+    if summary.seconds is not None:
+        took = f"; {seconds_text(summary.layer_seconds)} in layers of {seconds_text(summary.seconds)} in all"
     lines = [
         f"{summary.trace}: {summary.status}, {scales_text(summary.scales_done, summary.num_scales)}"
         + (f" ({summary.message})" if summary.message else ""),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope import units
+from kvscope.format import RECORDING_STOPPED
 from kvscope.tui.actions import ACTIONS, HINTS_OF_PAIRS, actions_of
 from kvscope.tui.screens import SCREENS
 from kvscope.tui.widgets.canvas import Part, View, paragraph, parts_width, spread
@@ -55,6 +56,8 @@ def notice_of(view: View) -> tuple[str, Style]:
     words = f": {snapshot.message}" if snapshot.message else ""
     if snapshot.status == "crashed":
         return f"run crashed at scale {done}; {safe}", ink.bad
+    if snapshot.message.startswith(RECORDING_STOPPED):
+        return snapshot.message, ink.bad
     if snapshot.status == "failed":
         return f"run failed at scale {done}{words}; {safe}", ink.bad
     if snapshot.status == "cancelled":
