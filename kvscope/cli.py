@@ -36,9 +36,9 @@ EXIT_CODES = {
     3: "a budget that cannot be met",
     4: "weights that are missing, damaged or of another architecture",
     5: "a file that is not a readable trace",
-    6: "a file that cannot be written, or exists",
+    6: "an output that exists, cannot be written, or was lost during the run",
     7: "no terminal to draw on",
-    130: "stopped by Ctrl-C or SIGTERM",
+    130: "stopped by Ctrl-C, SIGTERM or SIGHUP",
 }
 
 _CANCELLED = 130
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.arguments = arguments
     for ended in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(ended, _stop)
-    sys.stderr = Narration(sys.stderr)
+    stderr, sys.stderr = sys.stderr, Narration(sys.stderr)
     try:
         return COMMANDS[args.command].run(args)
     except (KVScopeError, HeatKVError) as error:
@@ -78,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of our output has gone, as in `kvscope stats FILE | head`: it has what it wanted.
         drop_stdout()
         return 0
+    finally:
+        sys.stderr = stderr
 
 
 def narrate(text: str) -> None:
