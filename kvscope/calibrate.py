@@ -49,11 +49,19 @@ def run_calibration(
             narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
         if done < len(prompts):
             pipeline = load_pipeline(job, model_config(job.model), narrate, threads=threads)
-            begin = time.monotonic()
-            for index in range(done, len(prompts)):
-                file.append(_measure(pipeline, settings, index))
-                _show(index + 1, len(prompts), done, time.monotonic() - begin)
+            try:
+                _measure_rest(pipeline, settings, file)
+            except KeyboardInterrupt:
+                narrate(f"{file.prompts_done} of {len(prompts)} prompts are safe; the same command goes on from there")
+                raise
         return file.finish()
+
+
+def _measure_rest(pipeline: Pipeline, settings: Settings, file: CalibrationFile) -> None:
+    done, begin = file.prompts_done, time.monotonic()
+    for index in range(done, len(settings.prompts)):
+        file.append(_measure(pipeline, settings, index))
+        _show(index + 1, len(settings.prompts), done, time.monotonic() - begin)
 
 
 def _settings(job: Job, prompts: list[str]) -> Settings:

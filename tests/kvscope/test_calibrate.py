@@ -240,3 +240,16 @@ def test_a_plan_takes_a_calibration_as_it_takes_its_official_orders(
         plans.append(json.loads(capsys.readouterr().out)["schedule_sha256"])
 
     assert plans[0] == plans[1]
+
+
+def test_a_calibration_stopped_by_the_user_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, said = tmp_path / "scas.h5", []
+
+    def stop_after_one(done: int, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvscope.calibrate._show", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        run_calibration(job(), PROMPTS, out, narrate=said.append)
+
+    assert said[-1] == "1 of 3 prompts are safe; the same command goes on from there"
