@@ -16,6 +16,7 @@ from heatkv.generate import Sampling
 from heatkv.pipeline import Pipeline
 from heatkv.policies.full import FullPolicy
 from heatkv.text_encoder import T5TextEncoder
+from heatkv.tiny.scenes import PromptError
 from heatkv.tiny.text import TinyTextEncoder
 from tests.heatkv.conftest import Recording, save_tiny_t5
 
@@ -107,7 +108,7 @@ class TestTiny:
         pipeline = Pipeline.load(config, tmp_path, dtype="float32")
 
         assert isinstance(pipeline.encoder, TinyTextEncoder)
-        with pytest.raises(UnknownNameError, match="word of infinity-tiny"):
+        with pytest.raises(PromptError, match="unknown word .xylophone"):
             pipeline.encoder.encode(["xylophone"])
 
     def test_its_encoder_is_looked_for_beside_the_others(self, tmp_path: Path) -> None:
