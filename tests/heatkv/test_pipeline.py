@@ -108,7 +108,7 @@ class TestTiny:
         pipeline = Pipeline.load(config, tmp_path, dtype="float32")
 
         assert isinstance(pipeline.encoder, TinyTextEncoder)
-        with pytest.raises(PromptError, match="unknown word .xylophone"):
+        with pytest.raises(PromptError, match="xylophone"):
             pipeline.encoder.encode(["xylophone"])
 
     def test_its_encoder_is_looked_for_beside_the_others(self, tmp_path: Path) -> None:
