@@ -23,6 +23,10 @@ class TextEncoder(Protocol):
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]: ...
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises a HeatKVError for a prompt that encode would refuse; quick, so that many can be checked first."""
+        ...
+
 
 class T5TextEncoder:
     """The encoder half of flan-t5-xl, through transformers; never touches the network.
@@ -56,6 +60,9 @@ class T5TextEncoder:
         """Channels of the features."""
         return int(self._model.config.d_model)
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Any text will do."""
+
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         tokens = self._tokenizer(
@@ -86,6 +93,9 @@ class RandomTextEncoder:
 
     def __init__(self, config: ModelConfig) -> None:
         self._width, self._maxlen = config.text_width, config.text_maxlen
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Any text will do."""
 
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         return [self._features(prompt) for prompt in prompts]

@@ -49,6 +49,7 @@ def run_calibration(
             narrate(f"{done} of {len(prompts)} prompts were measured before; going on")
         if done < len(prompts):
             pipeline = load_pipeline(job, model_config(job.model), narrate, threads=threads)
+            pipeline.encoder.check(prompts)
             try:
                 _measure_rest(pipeline, settings, file)
             except KeyboardInterrupt:
@@ -103,7 +104,8 @@ def _measure(pipeline: Pipeline, settings: Settings, index: int) -> np.ndarray[t
 
 def _show(done: int, count: int, before: int, elapsed: float) -> None:
     left = elapsed / (done - before) * (count - done)
-    line = f"prompt {done:>4}/{count}  {seconds_text(elapsed)} gone, about {seconds_text(left)} left"
+    ending = "done" if done == count else f"about {seconds_text(left)} left"
+    line = f"prompt {done:>4}/{count}  {seconds_text(elapsed)} gone, {ending}"
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{line}" + ("\n" if done == count else ""))
     else:

@@ -323,7 +323,12 @@ def _check_length(path: Path, beginning: bytes) -> None:
 
 
 def _check_version(path: Path, file: h5py.File) -> None:
-    if _optional_text(file, "format") != FORMAT:
+    found = _optional_text(file, "format")
+    if found == "kvscope.calibration":
+        raise TraceFormatError(
+            f"{path}: a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it"
+        )
+    if found != FORMAT:
         raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
     version = _text(file, "format_version")
     major, _, _ = version.partition(".")

@@ -76,6 +76,11 @@ class TinyTextEncoder(nn.Module):
             x = layer(x, seen)
         return [features[:length] for features, length in zip(self.norm(x), lengths, strict=True)]
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Raises PromptError for the first prompt that `encode` would refuse."""
+        for prompt in prompts:
+            self.token_ids(prompt)
+
     def token_ids(self, prompt: str) -> list[int]:
         """Ids of the words, then the end token."""
         words = caption_words(prompt)
@@ -83,7 +88,7 @@ class TinyTextEncoder(nn.Module):
             if word not in _IDS:
                 words_known = ", ".join(sorted(VOCABULARY))
                 raise PromptError(
-                    f"unknown word {word!r} in the prompt; infinity-tiny draws only such as {_EXAMPLE!r}, "
+                    f"unknown word {word!r} in prompt {prompt!r}; infinity-tiny draws only such as {_EXAMPLE!r}, "
                     f"in these words: {words_known}"
                 )
         if len(words) >= self.maxlen:

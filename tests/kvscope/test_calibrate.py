@@ -11,6 +11,7 @@ import torch
 from heatkv.config import model_config
 from heatkv.errors import OutputError as HeatKVOutputError
 from heatkv.orders import HeadOrders
+from heatkv.tiny.scenes import PromptError
 from kvscope import calibrate, liveness
 from kvscope.calibrate import run_calibration
 from kvscope.calibration import Calibration, CalibrationFile, is_calibration
@@ -253,3 +254,13 @@ def test_a_calibration_stopped_by_the_user_says_how_to_go_on(tmp_path: Path, mon
         run_calibration(job(), PROMPTS, out, narrate=said.append)
 
     assert said[-1] == "1 of 3 prompts are safe; the same command goes on from there"
+
+
+def test_a_prompt_that_the_model_refuses_is_told_before_any_is_measured(tmp_path: Path) -> None:
+    out = tmp_path / "scas.h5"
+    trained = job(random_weights=False)
+
+    with pytest.raises(PromptError, match="'purple' in prompt 'a purple cow'"):
+        run_calibration(trained, [PROMPTS[1], "a purple cow"], out)
+
+    run_calibration(trained, [PROMPTS[1]], out)
