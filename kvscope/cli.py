@@ -90,14 +90,12 @@ def narrate(text: str) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     """Generate one image under a cache policy and record it."""
-    from kvscope.runner import run_job
-
     job = job_of(args)
     out = args.output or default_output(job.model, job.policy)
     _check_image(args, out)
     if args.open:
         return _run_and_open(args, job, out)
-    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=_progress())
+    made = _run_job(args, job, out)
     if args.image is not None:
         _write_image(args.image, made.image, overwrite=args.overwrite)
     return _report_made(made, as_json=args.json)
@@ -166,11 +164,10 @@ def calibrate_command(args: argparse.Namespace) -> int:
 def demo_command(args: argparse.Namespace) -> int:
     """Record a HeatKV run of the bundled model and open it."""
     from kvscope.job import Job
-    from kvscope.runner import run_job
 
     job = Job(options.DEFAULT_PROMPT, "infinity-tiny", "heatkv", budget=_DEMO_BUDGET, attention_mass=True)
     out = args.output or default_output("demo", "heatkv")
-    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=_progress())
+    made = _run_job(args, job, out)
     if args.json or made.failed or not _has_terminal():
         return _report_made(made, as_json=args.json)
     from kvscope.tui.app import run_app
@@ -357,10 +354,16 @@ def _write_image(path: Path, rgb: NDArray[np.uint8], *, overwrite: bool) -> None
     narrate(f"picture written to {write_new(path, png_bytes(rgb), overwrite=overwrite)}")
 
 
-def _progress() -> Any:  # Any: a probe; its type lives above what --help may import
+def _run_job(args: argparse.Namespace, job: Job, out: Path) -> Made:
     from kvscope.progress import ProgressProbe
+    from kvscope.runner import run_job
 
-    return ProgressProbe()
+    progress = ProgressProbe()
+    try:
+        return run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=progress)
+    except BaseException:
+        progress.abandon()
+        raise
 
 
 def _has_terminal() -> bool:

@@ -33,6 +33,7 @@ class ProgressProbe:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
+        self._half_drawn = False
         self._begin = self._drawn = time.monotonic()
         self._scale_work: list[float] = []
         self._sizes: tuple[tuple[int, int], ...] = ()
@@ -50,6 +51,7 @@ class ProgressProbe:
     def step_done(self, step: StepInfo) -> None:
         now = time.monotonic()
         if self._live and now - self._drawn >= _REDRAW_S:
+            self._half_drawn = True
             self._drawn = now
             line = self._line(step.query_scale, step.layer + 1, now, room=_columns(self._stream) - 1)
             self._stream.write("\r\x1b[K" + line)
@@ -63,11 +65,12 @@ class ProgressProbe:
         elif is_last:
             line = self._line(scale.query_scale, self._num_layers, now, room=_columns(self._stream) - 1)
             self._stream.write("\r\x1b[K" + line + "\n")
+            self._half_drawn = False
         self._stream.flush()
 
     def abandon(self) -> None:
         """End a half-drawn line, so that what is printed next begins on its own."""
-        if self._live:
+        if self._half_drawn:
             self._stream.write("\n")
 
     def _line(self, query_scale: int, layers_done: int, now: float, *, room: int | None = None) -> str:
