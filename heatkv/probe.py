@@ -21,6 +21,34 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Capture:
+    """What a probe wants measured of self attention. Nothing by default: it costs time."""
+
+    mass: bool = False
+    """Attention mass of each source scale, in the conditional rows."""
+    unconditional: bool = False
+    """The same in the unconditional rows, where there are any."""
+    maps: bool = False
+    """Attention that every single key receives, in the conditional rows."""
+    bit_exact: bool = True
+    """The run's output stays bit for bit what it is without capture; False: faster, outputs may differ by rounding."""
+
+    @property
+    def any(self) -> bool:
+        return self.mass or self.unconditional or self.maps
+
+    def __or__(self, other: Capture) -> Capture:
+        """What serves both: bit exact if one of them that wants something needs it."""
+        exact = [one.bit_exact for one in (self, other) if one.any]
+        return Capture(
+            self.mass or other.mass,
+            self.unconditional or other.unconditional,
+            self.maps or other.maps,
+            any(exact) or not exact,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Fixed facts of a run, known before its first step."""
 
@@ -36,6 +64,10 @@ class RunStart:
     """The dtype of K and V, such as `bfloat16`."""
     dtype_bytes: int
     device: str
+    attention: str
+    """How self attention is computed, and why so: one line."""
+    capacity_tokens: int
+    """Head-tokens that the cache has room for."""
     schedule: PruningSchedule
     """The plan in force."""
 
@@ -54,15 +86,20 @@ class StepInfo:
     accounted_bytes: int
     """Kept tokens of all layers and heads × bytes per token: what the budget counts."""
     storage_bytes: int
-    """Every byte the cache holds, from its tensors."""
+    """Every byte the cache holds for keys, values and its index, from its tensors and arrays."""
     evicted_tokens: int
     """Tokens freed by this step, over all layers and heads (early activation frees later layers' too)."""
     kept_tokens: NDArray[np.int64]
     """[head, source_scale]: what this layer holds after the step, counted in the cache."""
     read_tokens: NDArray[np.int64]
     """[head, source_scale]: what attention at this step could read, the current scale included."""
-    attention_mass: Tensor | None
-    """[head, source_scale] float32, mean over queries and conditional rows; None: not measured."""
+    attention_mass: Tensor | None = None
+    """[head, source_scale] float32, mean over queries and conditional rows; None: not measured, NaN: not visible."""
+    attention_mass_uncond: Tensor | None = None
+    """The same, of the unconditional rows."""
+    attention_map: Tensor | None = None
+    """[head, token] float32, tokens of scales 0 to query_scale: attention that each key receives, mean over queries
+    and conditional rows; NaN where the head did not see the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +116,10 @@ class ScaleInfo:
 
 
 class Probe(Protocol):
-    """Listens to a run. Set `wants_attention_mass` to have the mass measured (it costs time, not exactness)."""
+    """Listens to a run; `capture` says what it wants measured of attention."""
 
     @property
-    def wants_attention_mass(self) -> bool: ...
+    def capture(self) -> Capture: ...
 
     def run_started(self, start: RunStart) -> None: ...
 
@@ -94,7 +131,7 @@ class Probe(Protocol):
 class NullProbe:
     """Listens to nothing."""
 
-    wants_attention_mass = False
+    capture = Capture()
 
     def run_started(self, start: RunStart) -> None:
         return
