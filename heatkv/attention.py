@@ -1,105 +1,159 @@
-"""Self attention over what a KV cache kept, and how much of it goes to each source scale.
+"""Self attention over what a KV cache kept, and how much of it goes where: the interface, and the choice of a way.
 
-Heads that kept the same source scales are computed together. Nothing here is masked: a key that was evicted is
-not in the tensors. Letters: R rows, H heads, L tokens, D head_dim. Softmax scale is 1 (cosine attention).
+Four ways give the same numbers; `choose_path` is the one place that decides. grouped: CPU, heads with equal token
+counts together. triton: one CUDA kernel that reads each head's slots in place. varlen: CUDA without Triton. plain:
+float32 in blocks, anywhere; what the others are tested against. Each is one file in kernels/.
+
+Nothing is masked: a token that was evicted is not read. Letters: R rows, H heads, L queries, D head_dim.
+Softmax scale is 1 (cosine attention).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-_MASS_BLOCK_BYTES = 64 << 20
+from heatkv.errors import OptionError, UnknownNameError
+from heatkv.kernels import ragged
+from heatkv.kernels.grouped import grouped_attention
+from heatkv.kernels.mass import key_mass
+from heatkv.kernels.plain import ragged_attention_plain
+from heatkv.kernels.varlen import ragged_attention_varlen
+from heatkv.probe import Capture
+from heatkv.scales import ScaleSchedule
+from heatkv.visible import Visible
+
+_DEVICES = {"grouped": "cpu", "triton": "cuda", "varlen": "cuda", "plain": None}
+PATHS = tuple(_DEVICES)
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """Keys and values of one source scale in one layer, for the heads that keep it."""
+class Path:
+    """A way to compute attention."""
 
-    source_scale: int
-    heads: tuple[int, ...]
-    """Ascending; row i of `keys` is head heads[i]."""
-    keys: Tensor
-    """[R, len(heads), L, D]."""
-    values: Tensor
+    name: str
+    """One of PATHS."""
+    reason: str
 
-    @property
-    def num_tokens(self) -> int:
-        return self.keys.shape[2]
-
-    def only(self, heads: Sequence[int]) -> Segment:
-        """The same scale for fewer heads, in memory of its own (the rest is freed with this segment)."""
-        if tuple(heads) == self.heads:
-            return self
-        rows = [self.heads.index(head) for head in heads]
-        return Segment(self.source_scale, tuple(heads), self.keys[:, rows], self.values[:, rows])
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
 
 
-def attend(q: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """Attention of q [R, H, L, D] over the segments; the last one must be the current scale of all heads."""
-    groups = list(_head_groups(q.shape[1], segments))
-    if len(groups) == 1:
-        return _attend_group(q, segments)
-    out = torch.empty_like(q)
-    for heads, visible in groups:
-        rows = list(heads)
-        out[:, rows] = _attend_group(q[:, rows], [segment.only(heads) for segment in visible])
-    return out
+def choose_path(device: torch.device | str, *, dtype: torch.dtype, head_dim: int, requested: str = "auto") -> Path:
+    """The way that is used for a model; `requested` forces one of PATHS. Raises OptionError if it cannot work."""
+    device = torch.device(device)
+    no_triton = ragged.unavailable(device, dtype=dtype, head_dim=head_dim)
+    if requested != "auto":
+        return _requested_path(requested, device.type, no_triton)
+    if device.type == "cpu":
+        return Path("grouped", "CPU: heads that keep equally many tokens share one call")
+    if device.type != "cuda":
+        return Path("plain", f"no faster way on {device.type}")
+    if no_triton is None:
+        return Path("triton", "CUDA: one kernel reads every head's slots in place")
+    return Path("varlen", f"CUDA, and the Triton kernel cannot be used: {no_triton}")
 
 
-def attention_mass(q: Tensor, segments: Sequence[Segment], *, num_scales: int) -> Tensor:
-    """Softmax mass that each source scale receives: mean over rows and queries, [H, num_scales] float32.
-
-    Pass the conditional rows only. NaN where a head cannot see a scale. Scores are float32 whatever the inputs,
-    and computed in blocks of queries, so no query x key matrix is ever whole.
-    """
-    mass = torch.full((q.shape[1], num_scales), torch.nan, device=q.device)
-    for heads, visible in _head_groups(q.shape[1], segments):
-        rows = list(heads)
-        group = [segment.only(heads) for segment in visible]
-        keys = torch.cat([segment.keys for segment in group], dim=2).float()
-        sources = [segment.source_scale for segment in group]
-        sums = _mass_by_segment(q[:, rows].float(), keys, [segment.num_tokens for segment in group])
-        mass[torch.tensor(rows)[:, None], torch.tensor(sources)] = sums
-    return mass
+def _requested_path(name: str, kind: str, no_triton: str | None) -> Path:
+    if name not in _DEVICES:
+        raise UnknownNameError("attention path", name, PATHS)
+    needed = _DEVICES[name] or kind
+    if kind != needed:
+        raise OptionError(f"attention path {name} runs on {needed}, this run is on {kind}; use auto, or plain")
+    if name == "triton" and no_triton is not None:
+        raise OptionError(f"attention path triton cannot be used: {no_triton}; use auto, or varlen")
+    return Path(name, "as asked for")
 
 
-def tokens_by_head(segments: Sequence[Segment], num_heads: int, num_scales: int) -> NDArray[np.int64]:
-    """Tokens that the segments hold for each head: [head, source_scale]."""
-    tokens = np.zeros((num_heads, num_scales), np.int64)
-    for segment in segments:
-        tokens[list(segment.heads), segment.source_scale] = segment.num_tokens
-    return tokens
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """Attention's output, and what was measured of it; None: not asked for."""
+
+    out: Tensor
+    """[R, H, L, D]."""
+    mass: Tensor | None = None
+    """[H, num_scales] float32, mean over queries and conditional rows; NaN where a head cannot see a scale."""
+    mass_uncond: Tensor | None = None
+    """The same of the unconditional rows."""
+    map: Tensor | None = None
+    """[H, tokens of scales 0 to the current one] float32: what each key receives, else as `mass`."""
 
 
-def _mass_by_segment(q: Tensor, keys: Tensor, sizes: list[int]) -> Tensor:
-    """[heads, segments]: mean over rows and queries of the summed probabilities of each run of keys."""
-    block = max(1, _MASS_BLOCK_BYTES // (4 * q.shape[0] * q.shape[1] * keys.shape[2]))
-    total = torch.zeros(q.shape[1], len(sizes), device=q.device)
-    for queries in q.split(block, dim=2):
-        probabilities = torch.softmax(queries @ keys.transpose(-1, -2), dim=-1)
-        parts = probabilities.sum(dim=(0, 2)).split(sizes, dim=-1)
-        total += torch.stack([part.sum(dim=-1) for part in parts], dim=-1)
-    return total / (q.shape[0] * q.shape[2])
+def attend(
+    q: Tensor,
+    visible: Visible,
+    scales: ScaleSchedule,
+    *,
+    path: Path,
+    capture: Capture | None = None,
+    conditional_rows: int | None = None,
+) -> Attended:
+    """Attention of q [R, H, L, D] over what is visible. Rows after the first `conditional_rows` are unconditional."""
+    capture = capture or Capture()
+    conditional = q.shape[0] if conditional_rows is None else conditional_rows
+    rows = q.shape[0] if capture.unconditional else conditional if capture.any else 0
+    measured = _grouped if path.name == "grouped" else _ragged
+    out, mass, key_masses = measured(q, visible, scales.num_scales, rows, capture, path)
+    if mass is None:
+        return Attended(out)
+    unseen = torch.from_numpy(visible.read_tokens(scales.num_scales) == 0).to(q.device, non_blocking=True)
+    has_other_rows = capture.unconditional and conditional < rows
+    return Attended(
+        out,
+        mass[:conditional].mean(0).masked_fill(unseen, torch.nan) if capture.mass else None,
+        mass[conditional:].mean(0).masked_fill(unseen, torch.nan) if has_other_rows else None,
+        _map([each[:conditional].mean(0) for each in key_masses], visible, scales) if capture.maps else None,
+    )
 
 
-def _head_groups(num_heads: int, segments: Sequence[Segment]) -> Iterator[tuple[tuple[int, ...], list[Segment]]]:
-    """Heads that see the same segments, with those segments in order; every head is in exactly one group."""
-    visible: dict[tuple[int, ...], list[int]] = {}
-    for head in range(num_heads):
-        seen = tuple(index for index, segment in enumerate(segments) if head in segment.heads)
-        visible.setdefault(seen, []).append(head)
-    for seen, heads in visible.items():
-        yield tuple(heads), [segments[index] for index in seen]
+_Measured = tuple[Tensor, Tensor | None, list[Tensor]]
 
 
-def _attend_group(q: Tensor, segments: Sequence[Segment]) -> Tensor:
-    keys = torch.cat([segment.keys for segment in segments], dim=2)
-    values = torch.cat([segment.values for segment in segments], dim=2)
-    return F.scaled_dot_product_attention(q, keys, values, scale=1.0)
+def _grouped(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Capture, _: Path) -> _Measured:
+    return grouped_attention(
+        q, visible, num_scales=num_scales, capture_rows=rows, bit_exact=capture.bit_exact, maps=capture.maps
+    )
+
+
+def _ragged(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Capture, path: Path) -> _Measured:
+    run = {
+        "triton": ragged.ragged_attention,
+        "varlen": ragged_attention_varlen,
+        "plain": ragged_attention_plain,
+    }[path.name]
+    packed = visible.packed()
+    pool = visible.pool
+    out, lse, mass = run(
+        q,
+        visible.keys,
+        visible.values,
+        pool.keys,
+        pool.values,
+        packed.slots,
+        packed.offsets,
+        packed.sources,
+        packed.order,
+        query_scale=visible.query_scale,
+        num_scales=num_scales,
+        capture_rows=rows,
+    )
+    key_masses = []
+    for head in range(q.shape[1] if capture.maps else 0):
+        stored = pool.keys[:rows].index_select(1, pool.index(visible.slots[head]))
+        keys = torch.cat((stored, visible.keys[:rows, head]), dim=1)
+        key_masses.append(key_mass(q[:rows, head, None], keys[:, None], lse[:rows, head, None])[:, 0])
+    return out, mass, key_masses
+
+
+def _map(key_masses: list[Tensor], visible: Visible, scales: ScaleSchedule) -> Tensor:
+    """[H, tokens of scales 0 to the current one], from the mass of the keys that each head sees."""
+    offsets = scales.offsets
+    whole = torch.full((visible.num_heads, offsets[visible.query_scale + 1]), torch.nan, device=visible.keys.device)
+    for head, masses in enumerate(key_masses):
+        begin = 0
+        for source_scale, tokens in (*visible.sources[head], (visible.query_scale, visible.keys.shape[2])):
+            whole[head, offsets[source_scale] : offsets[source_scale] + tokens] = masses[begin : begin + tokens]
+            begin += tokens
+    return whole

@@ -1,7 +1,8 @@
-"""KVCache: the keys and values a run holds. It obeys a PruningSchedule and never decides.
+"""KVCache: the keys and values a run holds, in one pool for all layers. It obeys a PruningSchedule and never decides.
 
-A head-scale that the schedule drops is gone: its segment is rebuilt without it and the old memory is released.
-The last scale is never stored. Byte counts are read from the tensors held, not from a formula.
+The pool is allocated once, exactly as large as the schedule's peak. The sink scales, which never leave, are its
+first slots, layer after layer and head after head; a slot that an eviction frees serves whatever comes next, in any
+layer. The last scale is never stored. Byte counts are read from the memory held, not from a formula.
 """
 
 from __future__ import annotations
@@ -11,85 +12,117 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatkv.attention import Segment, tokens_by_head
+from heatkv.visible import Visible
+from heatkv.pool import Slots, TokenPool
 from heatkv.schedule import PruningSchedule
 
 
 class KVCache:
-    """Keys and values of one image's rows, per layer and source scale, for the heads that keep them."""
+    """Keys and values of one run's rows: for each layer and head, the slots of the source scales it keeps."""
 
-    def __init__(self, schedule: PruningSchedule) -> None:
+    def __init__(
+        self,
+        schedule: PruningSchedule,
+        *,
+        rows: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.schedule = schedule
-        self._segments: list[dict[int, Segment]] = [{} for _ in range(schedule.num_layers)]
+        self.pool = TokenPool(schedule.peak_tokens, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
+        num_layers, num_heads, tokens = schedule.num_layers, schedule.num_heads, schedule.scales.tokens
+        self._held: list[dict[tuple[int, int], Slots]] = [{} for _ in range(num_layers)]
+        """Per layer, (source_scale, head) → slots; in the order of the source scales."""
+        sinks = tokens[: schedule.sink_scales]
+        self._sinks = self.pool.take(num_layers * num_heads * sum(sinks)).reshape(num_layers, num_heads, -1)
+        """[layer, head, token]: where the sink scales go."""
+        self._num_tokens = 0
 
-    def read(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> list[Segment]:
-        """What attention of this layer sees: the stored segments, then the current scale for every head."""
-        heads = tuple(range(self.schedule.num_heads))
-        return [*self._segments[layer].values(), Segment(query_scale, heads, keys, values)]
+    def visible(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> Visible:
+        """What attention of this layer sees: the stored tokens of each head, then the current scale for every head."""
+        slots: list[list[Slots]] = [[] for _ in range(self.schedule.num_heads)]
+        sources: list[list[tuple[int, int]]] = [[] for _ in range(self.schedule.num_heads)]
+        for (source_scale, head), kept in self._held[layer].items():
+            slots[head].append(kept)
+            sources[head].append((source_scale, len(kept)))
+        return Visible(
+            self.pool,
+            tuple(np.concatenate(each) if each else np.empty(0, np.int32) for each in slots),
+            tuple(tuple(each) for each in sources),
+            query_scale,
+            keys,
+            values,
+        )
 
-    def append(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> int:
-        """Store the current scale, [R, H, L, D] each, for the heads that keep it past this step.
+    def store(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> int:
+        """End a step, when attention has read: free what leaves after it in any layer, then keep the current scale.
 
-        Returns the tokens of the heads that the schedule drops at once: attended to, and never stored. The last
-        scale is nobody's source, so there it is 0.
+        `keys` and `values`: [R, H, L, D], of which only the heads that outlive the step are copied. Returns the
+        tokens of all heads that are gone, the current scale's included.
         """
-        if query_scale == self.schedule.scales.num_scales - 1:
-            return 0
         step = query_scale * self.schedule.num_layers + layer
+        evicted = self._evict(step)
+        if query_scale == self.schedule.scales.num_scales - 1:
+            return evicted
+        tokens = int(keys.shape[2])
         kept = np.flatnonzero(self.schedule.drop_step[layer, :, query_scale] > step).tolist()
         if kept:
-            self._segments[layer][query_scale] = Segment(
-                query_scale, tuple(kept), _own_memory(keys, kept), _own_memory(values, kept)
-            )
-        return (self.schedule.num_heads - len(kept)) * int(keys.shape[2])
-
-    def evict(self, step: int) -> int:
-        """Free every stored head-scale whose time is over after `step`, in any layer. Returns tokens freed."""
-        freed = 0
-        layers, heads, sources = self.schedule.evictions(step)
-        for layer, source in sorted(set(zip(layers.tolist(), sources.tolist(), strict=True))):
-            segment = self._segments[layer].get(source)
-            if segment is None:
-                continue
-            gone = set(heads[(layers == layer) & (sources == source)].tolist())
-            kept = [head for head in segment.heads if head not in gone]
-            freed += (len(segment.heads) - len(kept)) * segment.num_tokens
-            if kept:
-                self._segments[layer][source] = segment.only(kept)
-            else:
-                del self._segments[layer][source]
-        return freed
+            slots = {(query_scale, head): self._slots_for(layer, query_scale, head, tokens) for head in kept}
+            self.pool.write(np.concatenate(list(slots.values())), _rows_of(keys, kept), _rows_of(values, kept))
+            self._held[layer] |= slots
+            self._num_tokens += len(kept) * tokens
+        return evicted + (self.schedule.num_heads - len(kept)) * tokens
 
     def kept_tokens(self, layer: int) -> NDArray[np.int64]:
         """Tokens that a layer holds now: [head, source_scale]."""
-        segments = list(self._segments[layer].values())
-        return tokens_by_head(segments, self.schedule.num_heads, self.schedule.scales.num_scales)
+        tokens = np.zeros((self.schedule.num_heads, self.schedule.scales.num_scales), np.int64)
+        for (source_scale, head), slots in self._held[layer].items():
+            tokens[head, source_scale] = len(slots)
+        return tokens
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Head-tokens that fit."""
+        return self.pool.num_slots
 
     @property
     def accounted_bytes(self) -> int:
-        """Kept tokens × bytes per token, all layers: what the budget counts."""
-        return sum(tensor.nbytes for tensor in self._tensors())
+        """Keys and values of the tokens held, all layers: what the budget counts."""
+        return self._num_tokens * self.pool.bytes_per_slot
 
     @property
     def storage_bytes(self) -> int:
-        """Every byte of memory behind the tensors held; memory that two of them share counts once."""
-        storages = {s.data_ptr(): s.nbytes() for s in (tensor.untyped_storage() for tensor in self._tensors())}
-        return sum(storages.values())
+        """Every byte allocated for keys, values and for finding them: the pool, and the numbers of the slots in use."""
+        in_use = sum(slots.nbytes for held in self._held for slots in held.values() if slots.base is None)
+        return self.pool.nbytes + self._sinks.nbytes + in_use
 
     def clear(self) -> None:
-        """Release everything."""
-        for segments in self._segments:
-            segments.clear()
+        """Forget everything; the memory goes with this object."""
+        for held in self._held:
+            held.clear()
+        self._num_tokens = 0
 
-    def _tensors(self) -> list[Tensor]:
-        return [
-            tensor
-            for layer in self._segments
-            for segment in layer.values()
-            for tensor in (segment.keys, segment.values)
-        ]
+    def _evict(self, step: int) -> int:
+        """Free every stored head-scale that leaves after `step`. Returns tokens freed."""
+        freed = 0
+        for layer, head, source_scale in zip(*(index.tolist() for index in self.schedule.evictions(step)), strict=True):
+            slots = self._held[layer].pop((source_scale, head), None)  # None: of the current scale, not stored yet
+            if slots is not None:
+                self.pool.give(slots)
+                freed += len(slots)
+        self._num_tokens -= freed
+        return freed
+
+    def _slots_for(self, layer: int, source_scale: int, head: int, tokens: int) -> Slots:
+        """Where a source scale of one head goes."""
+        if source_scale >= self.schedule.sink_scales:
+            return self.pool.take(tokens)
+        begin = self.schedule.scales.offsets[source_scale]
+        return self._sinks[layer, head, begin : begin + tokens]
 
 
-def _own_memory(tensor: Tensor, heads: list[int]) -> Tensor:
-    # k and v are views of one larger projection; storing a view would keep all of it alive.
-    return torch.index_select(tensor, 1, torch.tensor(heads, device=tensor.device))
+def _rows_of(tensor: Tensor, heads: list[int]) -> Tensor:
+    """[R, len(heads) * L, D] of [R, H, L, D]."""
+    chosen = tensor if len(heads) == tensor.shape[1] else tensor[:, heads]
+    return chosen.flatten(1, 2)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.generate import Sampling, generate
-from heatkv.probe import NullProbe, StepInfo
+from heatkv.probe import Capture, NullProbe, StepInfo
 from heatkv.scas import ScasAccumulator
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class ScasProbe(NullProbe):
     """Adds every step's attention mass to an accumulator."""
 
-    wants_attention_mass = True
+    capture = Capture(mass=True, bit_exact=False)
 
     def __init__(self, accumulator: ScasAccumulator) -> None:
         self._accumulator = accumulator
@@ -35,7 +35,7 @@ class ScasProbe(NullProbe):
 class MassProbe(NullProbe):
     """Keeps every step's attention mass: `mass` [query_scale, layer, head, source_scale] float32, NaN where none is."""
 
-    wants_attention_mass = True
+    capture = Capture(mass=True, bit_exact=False)
 
     def __init__(self, shape: tuple[int, int, int, int]) -> None:
         self.mass = np.full(shape, np.nan, np.float32)

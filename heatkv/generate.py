@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from heatkv.attention import Segment, attend, attention_mass, tokens_by_head
+from heatkv.attention import Attended, Path, attend, choose_path
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig
 from heatkv.errors import OptionError
@@ -96,12 +97,14 @@ def generate(
     negatives: Sequence[Tensor] | None = None,
     vae: BSQVAE | None = None,
     probe: Probe | None = None,
+    attention: str = "auto",
 ) -> Generation:
     """Make one image per text (encoder features, [tokens, text_width] each).
 
     Without `schedule` everything is kept. With `forced_bits` (one tensor per scale, as Generation.bits) the sampler
     is not asked: each scale sees exactly those bits, so what differs is the cache's doing alone. Bits depend on
-    `seed`, the dtype and the device type; None draws from torch's global generator.
+    `seed`, the dtype and the device type; None draws from torch's global generator. `attention`: one of
+    heatkv.attention.PATHS, or `auto`.
     """
     sampling = sampling or Sampling()
     sampling.check(scales.num_scales, model.config.num_layers)
@@ -113,7 +116,8 @@ def generate(
     if forced_bits is not None:
         _check_bits(forced_bits, len(texts), model.config, scales)
     text = model.encode_text(texts, negatives, guided=sampling.guided)
-    run = _Run(model, text, scales, schedule, sampling, probe)
+    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, requested=attention)
+    run = _Run(model, text, scales, schedule, sampling, path, probe)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
     finally:
@@ -131,26 +135,29 @@ class _Run:
         scales: ScaleSchedule,
         schedule: PruningSchedule,
         sampling: Sampling,
+        path: Path,
         probe: Probe | None,
     ) -> None:
-        self.model, self.text, self.schedule, self.sampling = model, text, schedule, sampling
+        self.model, self.text, self.schedule, self.sampling, self.path = model, text, schedule, sampling, path
         self.scales = scales  # not the schedule's: a plan knows the grids, but RoPE is the run's own
         self.probe = probe or NullProbe()
-        self.cache = KVCache(schedule)
         self.device = text.pooled.device
+        self.cache = KVCache(
+            schedule, rows=text.rows, head_dim=model.config.head_dim, dtype=model.kv_dtype, device=self.device
+        )
         self.rope = Rope.of(self.scales, model.config.head_dim, self.device)
         self.codes = ResidualCodes.of(model.config, self.scales)
         self.query_scale = 0
         self.step_begin_ns = 0
         self.step_evicted = 0
-        self.step_mass: Tensor | None = None
-        self.step_read = tokens_by_head((), schedule.num_heads, self.scales.num_scales)
+        self.step_read = np.zeros((schedule.num_heads, self.scales.num_scales), np.int64)
+        self.step_attended: Attended | None = None
 
     def all_scales(
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        self.probe.run_started(_run_start(self.model, self.scales, self.schedule, self.text))
+        self.probe.run_started(self._run_start())
         summed = self.codes.zeros(batch, self.device)
         all_bits = []
         for scale in range(self.scales.num_scales):
@@ -195,21 +202,18 @@ class _Run:
         )
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        segments = self.cache.read(layer, query_scale=self.query_scale, keys=k, values=v)
-        out = attend(q, segments)
-        self.step_read = tokens_by_head(segments, self.schedule.num_heads, self.scales.num_scales)
-        self.step_mass = self._mass(q, segments) if self.probe.wants_attention_mass else None
-        self.step_evicted = self.cache.append(layer, query_scale=self.query_scale, keys=k, values=v)
-        return out
-
-    def _mass(self, q: Tensor, segments: list[Segment]) -> Tensor:
-        rows = q.shape[0] // 2 if self.sampling.guided else q.shape[0]
-        conditional = [Segment(one.source_scale, one.heads, one.keys[:rows], one.values[:rows]) for one in segments]
-        return attention_mass(q[:rows], conditional, num_scales=self.scales.num_scales)
+        visible = self.cache.visible(layer, query_scale=self.query_scale, keys=k, values=v)
+        conditional = q.shape[0] // 2 if self.sampling.guided else q.shape[0]
+        attended = attend(
+            q, visible, self.scales, path=self.path, capture=self.probe.capture, conditional_rows=conditional
+        )
+        self.step_attended = attended
+        self.step_read = visible.read_tokens(self.scales.num_scales)
+        self.step_evicted = self.cache.store(layer, query_scale=self.query_scale, keys=k, values=v)
+        return attended.out
 
     def _after_layer(self, layer: int) -> None:
-        step = self.query_scale * self.schedule.num_layers + layer
-        evicted = self.step_evicted + self.cache.evict(step)
+        assert self.step_attended is not None  # every layer attends
         end_ns = time.monotonic_ns()
         self.probe.step_done(
             StepInfo(
@@ -220,13 +224,34 @@ class _Run:
                 device_ns=None,
                 accounted_bytes=self.cache.accounted_bytes,
                 storage_bytes=self.cache.storage_bytes,
-                evicted_tokens=evicted,
+                evicted_tokens=self.step_evicted,
                 kept_tokens=self.cache.kept_tokens(layer),
                 read_tokens=self.step_read,
-                attention_mass=self.step_mass,
+                attention_mass=self.step_attended.mass,
+                attention_mass_uncond=self.step_attended.mass_uncond,
+                attention_map=self.step_attended.map,
             )
         )
+        self.step_attended = None
         self.step_begin_ns = time.monotonic_ns()
+
+    def _run_start(self) -> RunStart:
+        config, dtype = self.model.config, self.model.kv_dtype
+        return RunStart(
+            model=config.name,
+            scales=self.scales,
+            num_layers=config.num_layers,
+            num_heads=config.num_heads,
+            head_dim=config.head_dim,
+            bits_per_token=config.bits_per_token,
+            rows=self.text.rows,
+            dtype=str(dtype).removeprefix("torch."),
+            dtype_bytes=dtype.itemsize,
+            device=str(self.device),
+            attention=str(self.path),
+            capacity_tokens=self.cache.capacity_tokens,
+            schedule=self.schedule,
+        )
 
 
 def sample_bits(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
@@ -244,23 +269,6 @@ def sample_bits(logits: Tensor, sampling: Sampling, generator: torch.Generator |
         pairs = pairs.masked_fill(unlikely, -torch.inf)
     drawn = torch.multinomial(pairs.softmax(dim=-1), 1, replacement=True, generator=generator)
     return drawn.view(*logits.shape[:2], -1).to(torch.uint8)
-
-
-def _run_start(model: Infinity, scales: ScaleSchedule, schedule: PruningSchedule, text: TextContext) -> RunStart:
-    dtype = model.kv_dtype
-    return RunStart(
-        model=model.config.name,
-        scales=scales,
-        num_layers=model.config.num_layers,
-        num_heads=model.config.num_heads,
-        head_dim=model.config.head_dim,
-        bits_per_token=model.config.bits_per_token,
-        rows=text.rows,
-        dtype=str(dtype).removeprefix("torch."),
-        dtype_bytes=dtype.itemsize,
-        device=str(text.pooled.device),
-        schedule=schedule,
-    )
 
 
 def _check_texts(texts: Sequence[Tensor], negatives: Sequence[Tensor] | None, config: ModelConfig) -> None:

@@ -1,0 +1,101 @@
+"""Visible: what one layer's attention reads at one step. A cache says it, attention reads it; nobody else needs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from heatkv.pool import Slots, TokenPool
+
+Sources = tuple[tuple[int, int], ...]
+"""(source_scale, tokens) of what a head has stored, ascending."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """The stored tokens of each head, in their slots of the pool, then the current scale for every head."""
+
+    pool: TokenPool
+    slots: tuple[Slots, ...]
+    """Per head, ordered by source scale."""
+    sources: tuple[Sources, ...]
+    """Per head, of those slots."""
+    query_scale: int
+    keys: Tensor
+    """Of the current scale: [R, H, L, D]."""
+    values: Tensor
+
+    @property
+    def num_heads(self) -> int:
+        return len(self.slots)
+
+    def groups(self) -> list[tuple[list[int], Sources]]:
+        """Heads that have stored equally many tokens of the same scales, with those; every head is in one group."""
+        heads: dict[Sources, list[int]] = {}
+        for head, sources in enumerate(self.sources):
+            heads.setdefault(sources, []).append(head)
+        return [(each, sources) for sources, each in heads.items()]
+
+    def read_tokens(self, num_scales: int) -> NDArray[np.int64]:
+        """Tokens that each head reads: [head, source_scale]."""
+        tokens = np.zeros((self.num_heads, num_scales), np.int64)
+        for head, sources in enumerate(self.sources):
+            for source_scale, count in sources:
+                tokens[head, source_scale] = count
+        tokens[:, self.query_scale] = self.keys.shape[2]
+        return tokens
+
+    def packed(self) -> Packed:
+        """The same as flat index arrays on the pool's device, in one copy that nobody waits for."""
+        counts = [len(slots) for slots in self.slots]
+        source_of = [np.repeat([s for s, _ in sources], [n for _, n in sources]) for sources in self.sources]
+        parts = (
+            np.concatenate(self.slots),
+            np.cumsum([0, *counts]),
+            np.concatenate(source_of),
+            np.argsort(np.negative(counts), kind="stable"),
+        )
+        ends = np.cumsum([0, *(len(part) for part in parts)])
+        flat = self.pool.index(np.concatenate(parts).astype(np.int32))
+        return Packed(*(flat[begin:end] for begin, end in pairwise(ends.tolist())))
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a kernel needs to find each head's tokens; int32 tensors on the pool's device."""
+
+    slots: Tensor
+    """[N], head after head, each ordered by source scale."""
+    offsets: Tensor
+    """[H + 1] into `slots`."""
+    sources: Tensor
+    """[N]: source scale of each slot."""
+    order: Tensor
+    """[H]: heads, the longest first."""
+
+
+def gathered(stored: Tensor, current: Tensor, slots: Tensor, out: Tensor) -> Tensor:
+    """Fill `out` [R, H', P + L, D] with each head's stored tokens, then its current ones, and return it.
+
+    `stored` [R, num_slots, D], `current` [R, H', L, D], `slots` [H', P]. Large pieces are copied straight to their
+    place; for small ones two calls for all of them cost less than one call each.
+    """
+    num_stored = slots.shape[1]
+    out[:, :, num_stored:] = current
+    if num_stored * stored.shape[2] < _LARGE_PIECE:
+        rows, heads = out.shape[:2]
+        out[:, :, :num_stored] = stored.index_select(1, slots.flatten()).view(rows, heads, num_stored, -1)
+        return out
+    for row in range(out.shape[0]):
+        for head in range(out.shape[1]):
+            torch.index_select(stored[row], 0, slots[head], out=out[row, head, :num_stored])
+    return out
+
+
+_LARGE_PIECE = 64 << 10
+"""Numbers of one head and row."""
