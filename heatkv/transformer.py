@@ -27,6 +27,9 @@ NUM_LEVEL_EMBEDDINGS = 15
 _NORM_EPS = 1e-6
 _MAX_LOG_SCALE = math.log(100)
 _ROPE_BASE = 10000.0
+_TOKENS_AT_ONCE = 1024
+"""What a token needs between two attentions it needs alone. More at once are not faster, and their intermediate
+results would be fetched from the system, and cleared by it, every time."""
 # A prime: a block of 2048 x 2048 numbers would make the query, key and value weights of infinity-2b equal.
 _BLOCK, _SHIFTS = 4_194_301, 1 << 16
 
@@ -53,6 +56,10 @@ class Rope:
 
     def tokens(self, begin: int, end: int) -> Rope:
         return Rope(self.cos[begin:end], self.sin[begin:end])
+
+    def split(self, size: int) -> list[Rope]:
+        """In runs of `size` tokens."""
+        return [Rope(cos, sin) for cos, sin in zip(self.cos.split(size), self.sin.split(size), strict=True)]
 
     def rotate(self, x: Tensor) -> Tensor:
         """x [R, H, L, D] with neighbouring channels (2p, 2p + 1) rotated as pairs."""
@@ -189,9 +196,20 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, index: int, context: TextContext, rope: Rope, attend: Attend) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (self.modulation + context.modulation).unbind(2)
-        x = x + self.attention(_layer_norm(x) * (1 + scale1) + shift1, index, rope, attend) * gamma1
-        x = x + self.cross(self.cross_norm(x), context.keys_values[index], context.mask)
-        return x + self.ffn(_layer_norm(x) * (1 + scale2) + shift2) * gamma2  # type: ignore[no-any-return]  # as above
+        parts = x.split(_TOKENS_AT_ONCE, dim=1)
+        projected = [
+            self.attention.project(_layer_norm(part) * (1 + scale1) + shift1, part_rope)
+            for part, part_rope in zip(parts, rope.split(_TOKENS_AT_ONCE), strict=True)
+        ]
+        q, k, v = (_joined(each, dim=2) for each in zip(*projected, strict=True))
+        del projected
+        attended = attend(index, q, k, v).split(_TOKENS_AT_ONCE, dim=2)
+        done = []
+        for part, out in zip(parts, attended, strict=True):
+            part = part + self.attention.output(out) * gamma1
+            part = part + self.cross(self.cross_norm(part), context.keys_values[index], context.mask)
+            done.append(part + self.ffn(_layer_norm(part) * (1 + scale2) + shift2) * gamma2)
+        return _joined(done, dim=1)
 
 
 class _SelfAttention(nn.Module):
@@ -210,15 +228,19 @@ class _SelfAttention(nn.Module):
         self.v_bias = nn.Parameter(torch.empty(width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, index: int, rope: Rope, attend: Attend) -> Tensor:
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [R, H, L, D] each, in the layers' dtype."""
         weight = self.qkv.weight
         bias = torch.cat((self.q_bias, self.k_bias, self.v_bias)).to(weight.dtype)
         qkv = F.linear(x.to(weight.dtype), weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [R, H, L, D]
         q = F.normalize(q.float(), dim=-1) * self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()
         k = F.normalize(k.float(), dim=-1)
-        out = attend(index, rope.rotate(q).to(v.dtype), rope.rotate(k).to(v.dtype), v)
-        return self.proj(out.transpose(1, 2).flatten(2)).float()  # type: ignore[no-any-return]  # as above
+        return rope.rotate(q).to(v.dtype), rope.rotate(k).to(v.dtype), v
+
+    def output(self, attended: Tensor) -> Tensor:
+        """[R, L, C] of what attention gave, [R, H, L, D]."""
+        return self.proj(attended.transpose(1, 2).flatten(2)).float()  # type: ignore[no-any-return]  # as above
 
 
 class _CrossAttention(nn.Module):
@@ -322,6 +344,10 @@ def _check_shape(config: ModelConfig) -> None:
 
 def _layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
+
+
+def _joined(parts: Sequence[Tensor], *, dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
 
 
 def _guide(x: Tensor, strength: float) -> Tensor:

@@ -69,7 +69,7 @@ def _run_main_case(reference: Golden) -> _Pass:
     layers: Any = model.layers
     watched = {"text_norm": model.text_norm, "text_proj": model.text_proj}
     for index, layer in enumerate(layers):
-        watched |= {f"L{index}": layer, f"L{index}_sa": layer.attention, f"L{index}_ca": layer.cross}
+        watched |= {f"L{index}": layer, f"L{index}_sa": layer.attention.proj, f"L{index}_ca": layer.cross}
         watched |= {f"L{index}_ffn": layer.ffn}
 
     def keep(name: str) -> Callable[[object, tuple[Tensor, ...], Tensor], None]:
@@ -255,19 +255,32 @@ class TestTrunk:
         attention: Any = small_model.layers[0].attention
         rope = Rope.of(ScaleSchedule.custom(((1, 1), (2, 2))), small_model.config.head_dim).tokens(1, 5)
         x = torch.randn(1, 4, small_model.config.width, generator=torch.Generator().manual_seed(0))
-        norms: list[Tensor] = []
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            norms.extend((q.norm(dim=-1), k.norm(dim=-1)))
-            return v
-
         original = attention.log_scale.clone()
+
         attention.log_scale[0, 1] = 10.0
-        attention(x, 0, rope, attend)
+        q, k, _ = attention.project(x, rope)
         attention.log_scale.copy_(original)
 
-        torch.testing.assert_close(norms[0][0, :, 0], torch.tensor([4.0, 100.0, 4.0, 4.0]))
-        torch.testing.assert_close(norms[1], torch.ones(1, 4, 4))
+        torch.testing.assert_close(q.norm(dim=-1)[0, :, 0], torch.tensor([4.0, 100.0, 4.0, 4.0]))
+        torch.testing.assert_close(k.norm(dim=-1), torch.ones(1, 4, 4))
+
+    def test_tokens_in_several_parts_are_the_tokens_at_once(
+        self, small_model: Infinity, small_texts: list[Tensor], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scales = ScaleSchedule.custom(((1, 1), (3, 5)))
+        rope = Rope.of(scales, small_model.config.head_dim).tokens(1, 16)
+        context = small_model.encode_text(small_texts[:1], None, guided=True)
+        x = torch.randn(2, 15, small_model.config.width, generator=torch.Generator().manual_seed(0))
+        levels = torch.ones(15, dtype=torch.long)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+
+        at_once = small_model.trunk(x, levels, context, rope, attend)
+        monkeypatch.setattr("heatkv.transformer._TOKENS_AT_ONCE", 4)
+        in_parts = small_model.trunk(x, levels, context, rope, attend)
+
+        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
 
     def test_level_embedding_is_added_once_or_before_every_chunk(
         self, small_config: ModelConfig, small_texts: list[Tensor]
