@@ -10,6 +10,7 @@ Softmax scale is 1 (cosine attention).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -108,6 +109,13 @@ def attend(
     )
 
 
+_RAGGED: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor | None]]] = {
+    "triton": ragged.ragged_attention,
+    "varlen": ragged_attention_varlen,
+    "plain": ragged_attention_plain,
+}
+"""Ways with one signature."""
+
 _Measured = tuple[Tensor, Tensor | None, list[Tensor]]
 
 
@@ -118,14 +126,9 @@ def _grouped(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: C
 
 
 def _ragged(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Capture, path: Path) -> _Measured:
-    run = {
-        "triton": ragged.ragged_attention,
-        "varlen": ragged_attention_varlen,
-        "plain": ragged_attention_plain,
-    }[path.name]
     packed = visible.packed()
     pool = visible.pool
-    out, lse, mass = run(
+    out, lse, mass = _RAGGED[path.name](
         q,
         visible.keys,
         visible.values,

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatkv.visible import Visible
 from heatkv.pool import Slots, TokenPool
 from heatkv.schedule import PruningSchedule
+from heatkv.visible import Visible
 
 
 class KVCache:

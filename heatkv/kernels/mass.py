@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def exact_products(q: Tensor) -> Iterator[None]:
     Such products are exact, and summed in float32 either way, but come twice as fast. The setting is PyTorch's and
     global, so it is put back at once.
     """
-    settings = getattr(torch.backends.mkldnn, "matmul", None)
+    settings: Any = getattr(torch.backends.mkldnn, "matmul", None)  # Any: newer than torch 2.8
     if q.dtype != torch.bfloat16 or q.device.type != "cpu" or not hasattr(settings, "fp32_precision"):
         yield
         return
