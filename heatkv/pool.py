@@ -61,7 +61,8 @@ class TokenPool:
             taken.append(slots)
             missing -= len(slots)
         if missing or not taken:
-            assert self._num_used + missing <= self.num_slots, f"{missing} slots too few: the pool was sized wrongly"
+            too_few = self._num_used + missing - self.num_slots
+            assert too_few <= 0, f"{too_few} slots too few: the pool was sized wrongly"
             taken.append(np.arange(self._num_used, self._num_used + missing, dtype=np.int32))
             self._num_used += missing
         return np.concatenate(taken) if len(taken) != 1 else taken[0]
