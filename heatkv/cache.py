@@ -37,7 +37,7 @@ class KVCache:
         sinks = tokens[: schedule.sink_scales]
         self._sinks = self.pool.take(num_layers * num_heads * sum(sinks)).reshape(num_layers, num_heads, -1)
         """[layer, head, token]: where the sink scales go."""
-        self._num_tokens = 0
+        self._num_tokens = self._index_bytes = 0
 
     def visible(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> Visible:
         """What attention of this layer sees: the stored tokens of each head, then the current scale for every head."""
@@ -71,6 +71,7 @@ class KVCache:
             slots = {(query_scale, head): self._slots_for(layer, query_scale, head, tokens) for head in kept}
             self.pool.write(np.concatenate(list(slots.values())), _rows_of(keys, kept), _rows_of(values, kept))
             self._held[layer] |= slots
+            self._index_bytes += sum(each.nbytes for each in slots.values() if each.base is None)
             self._num_tokens += len(kept) * tokens
         return evicted + (self.schedule.num_heads - len(kept)) * tokens
 
@@ -94,14 +95,13 @@ class KVCache:
     @property
     def storage_bytes(self) -> int:
         """Every byte allocated for keys, values and for finding them: the pool, and the numbers of the slots in use."""
-        in_use = sum(slots.nbytes for held in self._held for slots in held.values() if slots.base is None)
-        return self.pool.nbytes + self._sinks.nbytes + in_use
+        return self.pool.nbytes + self._sinks.nbytes + self._index_bytes
 
     def clear(self) -> None:
         """Forget everything; the memory goes with this object."""
         for held in self._held:
             held.clear()
-        self._num_tokens = 0
+        self._num_tokens = self._index_bytes = 0
 
     def _evict(self, step: int) -> int:
         """Free every stored head-scale that leaves after `step`. Returns tokens freed."""
@@ -110,6 +110,7 @@ class KVCache:
             slots = self._held[layer].pop((source_scale, head), None)  # None: of the current scale, not stored yet
             if slots is not None:
                 self.pool.give(slots)
+                self._index_bytes -= slots.nbytes
                 freed += len(slots)
         self._num_tokens -= freed
         return freed

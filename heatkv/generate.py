@@ -5,9 +5,11 @@ Semantics: FoundationVision/Infinity, infinity/models/infinity.py: autoregressiv
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -148,7 +150,7 @@ class _Run:
         self.rope = Rope.of(self.scales, model.config.head_dim, self.device)
         self.codes = ResidualCodes.of(model.config, self.scales)
         self.query_scale = 0
-        self.step_begin_ns = 0
+        self.clock = StepClock(self.device.type)
         self.step_evicted = 0
         self.step_read = np.zeros((schedule.num_heads, self.scales.num_scales), np.int64)
         self.step_attended: Attended | None = None
@@ -168,6 +170,8 @@ class _Run:
                 bits = forced_bits[scale].to(self.device)
             summed = self.codes.add(summed, bits, scale)
             all_bits.append(bits.cpu())
+            for step in self.clock.scale_done():
+                self.probe.step_done(step)
             self.probe.scale_done(ScaleInfo(scale, bits, logits, summed))
         return tuple(all_bits), summed
 
@@ -196,7 +200,7 @@ class _Run:
         begin, end = self.scales.offsets[scale : scale + 2]
         levels = torch.full((end - begin,), scale, device=self.device)
         rope = self.rope.tokens(begin, end)
-        self.step_begin_ns = time.monotonic_ns()
+        self.clock.begin()
         return self.model.trunk(
             x, levels, self.text, rope, self._attend, guidance=guidance, after_layer=self._after_layer
         )
@@ -214,26 +218,26 @@ class _Run:
 
     def _after_layer(self, layer: int) -> None:
         assert self.step_attended is not None  # every layer attends
-        end_ns = time.monotonic_ns()
-        self.probe.step_done(
-            StepInfo(
-                query_scale=self.query_scale,
-                layer=layer,
-                begin_ns=self.step_begin_ns,
-                end_ns=end_ns,
-                device_ns=None,
-                accounted_bytes=self.cache.accounted_bytes,
-                storage_bytes=self.cache.storage_bytes,
-                evicted_tokens=self.step_evicted,
-                kept_tokens=self.cache.kept_tokens(layer),
-                read_tokens=self.step_read,
-                attention_mass=self.step_attended.mass,
-                attention_mass_uncond=self.step_attended.mass_uncond,
-                attention_map=self.step_attended.map,
-            )
+        begin_ns, end_ns = self.clock.end()
+        step = StepInfo(
+            query_scale=self.query_scale,
+            layer=layer,
+            begin_ns=begin_ns,
+            end_ns=end_ns,
+            device_ns=None,
+            accounted_bytes=self.cache.accounted_bytes,
+            storage_bytes=self.cache.storage_bytes,
+            evicted_tokens=self.step_evicted,
+            kept_tokens=self.cache.kept_tokens(layer),
+            read_tokens=self.step_read,
+            attention_mass=self.step_attended.mass,
+            attention_mass_uncond=self.step_attended.mass_uncond,
+            attention_map=self.step_attended.map,
         )
         self.step_attended = None
-        self.step_begin_ns = time.monotonic_ns()
+        for one in self.clock.step_done(step):
+            self.probe.step_done(one)
+        self.clock.begin()
 
     def _run_start(self) -> RunStart:
         config, dtype = self.model.config, self.model.kv_dtype
@@ -252,6 +256,52 @@ class _Run:
             capacity_tokens=self.cache.capacity_tokens,
             schedule=self.schedule,
         )
+
+
+class StepClock:
+    """When steps begin and end. On a GPU it holds them back until their scale is done: only then are times on the
+    device known without waiting for it inside the scale."""
+
+    def __init__(self, device_type: str, new_event: Callable[[], torch.Event] | None = None) -> None:
+        on_gpu = device_type == "cuda"
+        self._new_event = new_event or (functools.partial(torch.cuda.Event, enable_timing=True) if on_gpu else None)
+        self._begin_ns = 0
+        self._events: list[torch.Event] = []
+        self._steps: list[StepInfo] = []
+
+    def begin(self) -> None:
+        if self._new_event is not None:
+            self._mark()
+        self._begin_ns = time.monotonic_ns()
+
+    def end(self) -> tuple[int, int]:
+        """(begin_ns, end_ns) on the host's clock."""
+        if self._new_event is not None:
+            self._mark()
+        return self._begin_ns, time.monotonic_ns()
+
+    def step_done(self, step: StepInfo) -> list[StepInfo]:
+        """The steps to be told now."""
+        if self._new_event is None:
+            return [step]
+        self._steps.append(step)
+        return []
+
+    def scale_done(self) -> list[StepInfo]:
+        """The steps held back, with their times on the device, which must have finished them."""
+        pairs = zip(self._events[::2], self._events[1::2], strict=False)  # the last begin has no end
+        told = [
+            dataclasses.replace(step, device_ns=round(begin.elapsed_time(end) * 1e6))
+            for step, (begin, end) in zip(self._steps, pairs, strict=True)
+        ]
+        self._events, self._steps = [], []
+        return told
+
+    def _mark(self) -> None:
+        assert self._new_event is not None  # the callers ask
+        event = self._new_event()
+        event.record()
+        self._events.append(event)
 
 
 def sample_bits(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
