@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from heatkv.probe import Capture
 from kvscope.errors import UsageError
 
 _MODES = ("free", "forced")
@@ -14,6 +15,11 @@ _MOST = 1000.0
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 """Bytes of one number of each dtype that a model can run in."""
+
+
+MapKind = Literal["uint8", "float32"]
+MAP_KINDS: tuple[MapKind, ...] = ("uint8", "float32")
+"""How a trace stores attention maps: in codes of one byte (see maps.py), or as measured."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,14 @@ class Job:
     dtype: str = "bfloat16"
     device: str = "cpu"
     attention_mass: bool = False
-    """Measure the attention each source scale receives. Costs time and memory: the trace says `perturbed`."""
+    """Measure the attention that each source scale receives, in the conditional rows. This and the next two take time
+    or memory from the run: the trace says `perturbed`."""
+    attention_mass_uncond: bool = False
+    """The same in the unconditional rows."""
+    attention_map: MapKind | None = None
+    """Record the attention that each key cell receives, in codes of one byte or as it was measured; None: do not."""
+    bit_exact: bool = True
+    """Measure so that no bit of the image changes; False: faster, and the image may change by rounding."""
     parent: str | None = None
     """The trace that this job repeats with changes."""
     mode: Literal["free", "forced"] = "free"
@@ -71,7 +84,21 @@ class Job:
             raise UsageError(f"seed {self.seed} is not possible; expected 0 to 2^63 - 1")
         if self.dtype not in DTYPE_BYTES:
             raise UsageError(f"dtype {self.dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
+        if self.attention_map is not None and self.attention_map not in MAP_KINDS:
+            raise UsageError(f"attention map as {self.attention_map!r}; expected one of {', '.join(MAP_KINDS)}")
         self._check_texts()
+
+    @property
+    def capture(self) -> Capture:
+        """What a run of this job measures of attention."""
+        maps = self.attention_map is not None
+        return Capture(self.attention_mass, self.attention_mass_uncond, maps, bit_exact=self.bit_exact)
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """What a trace of this job records of attention: `occupancy`; and if wanted `mass`, `mass_uncond`, `maps`."""
+        wanted = {"mass": self.attention_mass, "mass_uncond": self.attention_mass_uncond, "maps": self.capture.maps}
+        return ("occupancy", *(tier for tier, is_on in wanted.items() if is_on))
 
     def _check_texts(self) -> None:
         for text in (self.prompt, self.negative_prompt or ""):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from heatkv.probe import Capture
 from kvscope.errors import UsageError
 from kvscope.job import Job
 
@@ -26,6 +28,18 @@ def test_a_record_that_is_no_job_says_what_a_job_needs(record: object) -> None:
         Job.from_json(record)  # type: ignore[arg-type]
 
 
+def test_nothing_is_measured_of_attention_unless_wanted() -> None:
+    assert not JOB.capture.any
+    assert JOB.tiers == ("occupancy",)
+
+
+def test_a_job_says_what_its_run_measures_and_its_trace_holds() -> None:
+    job = replace(JOB, attention_mass=True, attention_mass_uncond=True, attention_map="float32", bit_exact=False)
+
+    assert job.capture == Capture(mass=True, unconditional=True, maps=True, bit_exact=False)
+    assert job.tiers == ("occupancy", "mass", "mass_uncond", "maps")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -34,6 +48,8 @@ def test_a_record_that_is_no_job_says_what_a_job_needs(record: object) -> None:
         ({"budget": 1.5}, "expected 0 to 1"),
         ({"budget": float("nan")}, "expected 0 to 1"),
         ({"aspect": 0.0}, "above 0"),
+        ({"attention_map": "float16"}, "uint8, float32"),
+        ({"attention_map": True}, "uint8, float32"),
     ],
 )
 def test_a_job_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
