@@ -18,7 +18,8 @@ from kvscope.errors import TraceFormatError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from kvscope.trace import Header, Trace
+    from kvscope.header import Header
+    from kvscope.trace import Trace
 
 Tag = Literal["measured", "forced", "defined"]
 """Where a number comes from: a free run, a run that was fed another's bits, or the shapes and the budget alone."""

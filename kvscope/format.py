@@ -7,10 +7,21 @@ docs/trace-format.md` writes them into the documentation.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
+
+from kvscope.job import MapKind
+from kvscope.maps import (
+    FLOOR_CODE,
+    MAP_CODES,
+    MAP_FLOOR,
+    MAP_GRID,
+    NOT_MEASURED_CODE,
+    ONE_CODE,
+    ZERO_CODE,
+)
 
 FORMAT = "kvscope.trace"
 VERSION = (1, 0)
@@ -128,6 +139,8 @@ class Table:
     """Only where one append is whole chunks: a partly filled compressed chunk is rewritten at every flush."""
     fixed: bool = False
     """Written once, before the run's first step."""
+    attributes: tuple[tuple[str, str | float], ...] = ()
+    """What else the dataset says of itself, beside `long_name` and `units`."""
 
     @property
     def row_dtype(self) -> np.dtype[np.void]:
@@ -160,6 +173,8 @@ AXES: dict[str, Axis] = {
         Axis("layer", "Transformer layer"),
         Axis("head", "Attention head"),
         Axis("source_scale", "The scale that is attended to"),
+        Axis("map_y", "Row of cells of a token grid, from the top"),
+        Axis("map_x", "Column of cells of a token grid, from the left"),
         Axis("batch", "Image of the batch", grows=True),
         Axis("token", "Token of the whole sequence, scale after scale", grows=True),
         Axis("bit", "Bit of a token"),
@@ -189,7 +204,12 @@ _STEPS = (
     Column(
         "accounted_bytes", "i8", "bytes", "What the budget counts: kept tokens of all layers and heads × bytes each"
     ),
-    Column("storage_bytes", "i8", "bytes", "Every byte that the cache really holds"),
+    Column(
+        "storage_bytes",
+        "i8",
+        "bytes",
+        "What the run allocated for the cache: its pool, which does not change during a run, and the index into it",
+    ),
     Column("evicted_tokens", "i8", "tokens", "Freed by this step, over all layers and heads"),
 )
 
@@ -242,6 +262,13 @@ ARRAYS = (
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True),
     Table("attention_mass", _HEAD_SCALES, "Attention that the source scale receives: mean over queries and conditional "
           "rows; NaN: not measured, or not visible", "1", "f4", chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True),
+    Table("attention_mass_uncond", _HEAD_SCALES, "The same of the unconditional rows", "1", "f4",
+          chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True),
+    Table("attention_map", (*_HEAD_SCALES, "map_y", "map_x"), "Attention that the cell of tokens receives: mean over "
+          "queries and conditional rows; in codes, or as f4 with NaN", "1", "u1", chunk=(1, 1, 0, 0, 0, 0),
+          fill=NOT_MEASURED_CODE, compressed=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
+          ("code_floor", MAP_FLOOR), ("not_measured_code", NOT_MEASURED_CODE), ("zero_code", ZERO_CODE),
+          ("floor_code", FLOOR_CODE), ("one_code", ONE_CODE))),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",
           chunk=(1, 1024, 0)),
     Table("preview", ("query_scale", "preview_y", "preview_x", "rgb"), "Picture decoded after the scale "
@@ -288,6 +315,15 @@ COMMIT = Table(
 TABLES: dict[str, Table] = {table.name: table for table in (*ARRAYS, *ROWS, COMMIT)}
 """Every table of a trace by name."""
 
+
+def map_table(kind: MapKind) -> Table:
+    """`attention_map` as a job wants it stored."""
+    coded = TABLES["attention_map"]
+    if kind == "uint8":
+        return coded
+    return replace(coded, dtype="f4", fill=float("nan"), attributes=(("grid", MAP_GRID),))
+
+
 HEADER = (
     HeaderKey("format", "text", f"`{FORMAT}`"),
     HeaderKey("format_version", "text", "major.minor of this format"),
@@ -314,7 +350,12 @@ HEADER = (
     HeaderKey("bits_per_token", "integer", "Bits per token"),
     HeaderKey("device", "text", "Where the model ran"),
     HeaderKey("versions", "text", "JSON: software that made the trace"),
-    HeaderKey("perturbed", "integer", "1: recording changed the run's memory or speed (attention mass, previews)"),
+    HeaderKey("attention", "text", "How self attention was computed, and why so", optional=True),
+    HeaderKey("capacity_tokens", "integer", "Head-tokens that the cache has room for", optional=True),
+    HeaderKey("tiers", "text", "What is recorded of attention: `occupancy` (kept and read tokens, always), `mass`, "
+              "`mass_uncond`, `maps`", optional=True),
+    HeaderKey("perturbed", "integer", "1: recording changed the run's memory or speed"),
+    HeaderKey("perturbed_by", "text", "What of the recording did, and what it changed", optional=True),
     HeaderKey("gpu_name", "text", "The GPU sampled", optional=True),
     HeaderKey("gpu_unavailable", "text", "Why `gpu` has no samples", optional=True),
 )  # fmt: skip

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO
 
+from heatkv.probe import Capture
 from kvscope.units import seconds_text
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ class ProgressProbe:
     with the keys it reads.
     """
 
-    wants_attention_mass = False
+    capture = Capture()
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr

@@ -23,15 +23,16 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from kvscope import rows
-from kvscope.format import FORMAT, LEVELS, RECORDING_STOPPED, TABLES, VERSION, Status
+from kvscope.format import LEVELS, RECORDING_STOPPED, TABLES, Status, map_table
+from kvscope.header import header_of
 from kvscope.liveness import HEARTBEAT_S
-from kvscope.schema import schema_text
+from kvscope.maps import MAP_CELLS
 from kvscope.writer import NoRoomError, TraceWriter, check_output, reason_text
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from heatkv.probe import RunStart, ScaleInfo, StepInfo
+    from heatkv.probe import Capture, RunStart, ScaleInfo, StepInfo
     from kvscope.job import Job
     from kvscope.nvml import GpuSampler
 
@@ -54,6 +55,9 @@ class _Scale:
 
     steps: NDArray[np.void]
     arrays: dict[str, NDArray[np.generic]]
+    query_scale: int
+    maps: list[NDArray[np.float32] | None]
+    """One per layer, [head, token], not pooled yet; empty: no step measured one."""
     bits: NDArray[np.uint8]
     memory: NDArray[np.void]
 
@@ -109,7 +113,7 @@ class Recorder:
         self._file: os.stat_result | None = None
         self._sampler = sampler
         self._preview = preview
-        self._links = {"parent_run_id": parent_run_id, "control_socket": control_socket}
+        self._known = {"run_id": self.run_id, "parent_run_id": parent_run_id, "control_socket": control_socket}
         self._start: RunStart | None = None
         self._steps: list[StepInfo] = []
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
@@ -130,8 +134,8 @@ class Recorder:
             return False
 
     @property
-    def wants_attention_mass(self) -> bool:
-        return self.job.attention_mass
+    def capture(self) -> Capture:
+        return self.job.capture
 
     def run_started(self, start: RunStart) -> None:
         """Create the file. Raises OutputError if that is not possible."""
@@ -216,14 +220,17 @@ class Recorder:
             "kept_tokens": np.stack([step.kept_tokens for step in steps]),
             "read_tokens": np.stack([step.read_tokens for step in steps]),
         }
-        if any(step.attention_mass is not None for step in steps):
-            arrays["attention_mass"] = rows.mass_array(steps)
+        for name in ("attention_mass", "attention_mass_uncond"):
+            if any(getattr(step, name) is not None for step in steps):
+                arrays[name] = rows.mass_array(steps, name)
         if self._preview is not None:
             begin_ns = time.monotonic_ns()
             arrays["preview"] = self._preview(scale.codes)
             self._cost.add(preview_ns=time.monotonic_ns() - begin_ns)
         memory = rows.memory_row(time.monotonic_ns(), self._start.device)
-        return _Scale(rows.step_rows(steps), arrays, rows.on_host(scale.bits), memory)
+        return _Scale(
+            rows.step_rows(steps), arrays, scale.query_scale, rows.token_maps(steps), rows.on_host(scale.bits), memory
+        )
 
     def _stop_sampler(self) -> None:
         if self._sampler is not None:
@@ -267,46 +274,20 @@ class Recorder:
             "layer": start.num_layers,
             "head": start.num_heads,
             "source_scale": start.scales.num_scales,
+            "map_y": MAP_CELLS,
+            "map_x": MAP_CELLS,
             "bit": start.bits_per_token,
             "rgb": 3,
         }
         sizes = np.array(start.scales.sizes)
         fixed = {"scale_height": sizes[:, 0], "scale_width": sizes[:, 1], "drop_step": start.schedule.drop_step}
-        writer = TraceWriter.create(self.path, self._header(start), lengths, fixed, overwrite=self._overwrite)
+        known = self._known | {"versions": json.dumps(rows.versions())} | _gpu_facts(self._sampler)
+        header = header_of(self.job, start, known, has_previews=self._preview is not None)
+        variants = [map_table(self.job.attention_map)] if self.job.attention_map else []
+        writer = TraceWriter.create(self.path, header, lengths, fixed, variants=variants, overwrite=self._overwrite)
         self._file = writer.file_status
         writer.append_rows("allocator", rows.memory_row(time.monotonic_ns(), start.device))
         return writer
-
-    def _header(self, start: RunStart) -> dict[str, str | int]:
-        schedule = start.schedule.to_json()
-        del schedule["drop_step"]
-        sampled = _gpu_facts(self._sampler)
-        texts = {key: text for key, text in (*self._links.items(), *sampled.items()) if text is not None}
-        return {
-            "format": FORMAT,
-            "format_version": ".".join(map(str, VERSION)),
-            "Conventions": "CF-1.11",
-            "schema": schema_text(),
-            "run_id": self.run_id,
-            "created_ns": time.time_ns(),
-            "created_monotonic_ns": time.monotonic_ns(),
-            "pid": os.getpid(),
-            "job": json.dumps(self.job.to_json()),
-            "model": start.model,
-            "scales": json.dumps(start.scales.to_json()),
-            "schedule": json.dumps(schedule),
-            "num_layers": start.num_layers,
-            "num_heads": start.num_heads,
-            "head_dim": start.head_dim,
-            "rows": start.rows,
-            "dtype": start.dtype,
-            "dtype_bytes": start.dtype_bytes,
-            "bits_per_token": start.bits_per_token,
-            "device": start.device,
-            "versions": json.dumps(rows.versions()),
-            "perturbed": int(self.job.attention_mass or self._preview is not None),
-            **texts,
-        }
 
     def _write_batch(self, writer: TraceWriter) -> bool:
         """Write what waits, or after a quiet moment only samples; False after the end."""
@@ -336,7 +317,7 @@ class Recorder:
         match message:
             case _Scale():
                 writer.append_rows("steps", message.steps)
-                writer.append_scale(message.arrays)
+                writer.append_scale(message.arrays | self._maps(message))
                 writer.append_bits(message.bits)
                 writer.append_rows("allocator", message.memory)
                 self._cost.scales_done += 1
@@ -346,6 +327,15 @@ class Recorder:
                 writer.append_rows("log", rows.log_row(message.t_ns, message.level, message.text))
             case _End():
                 pass
+
+    def _maps(self, scale: _Scale) -> dict[str, NDArray[np.generic]]:
+        """The `attention_map` of a scale, as the job wants it stored; nothing if there is none."""
+        # Pooled here and not in `scale_done`: it takes long, and the run need not wait.
+        start, kind = self._start, self.job.attention_map
+        assert start is not None  # set before the thread starts
+        if kind is None or not scale.maps:
+            return {}
+        return {"attention_map": rows.map_array(scale.maps, start.num_heads, start.scales, scale.query_scale, kind)}
 
 
 class _Cost:

@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import kvscope
+from kvscope import maps
 from kvscope.format import GPU_FIELDS, TABLES, Reason, text_field
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.probe import StepInfo
+    from heatkv.scales import ScaleSchedule
+    from kvscope.job import MapKind
     from kvscope.nvml import GpuSample
 
 _PAGE_FILE = Path("/proc/self/statm")
@@ -33,14 +36,38 @@ def step_rows(steps: Sequence[StepInfo]) -> NDArray[np.void]:
     return rows
 
 
-def mass_array(steps: Sequence[StepInfo]) -> NDArray[np.float32]:
-    """[layer, head, source_scale]: attention mass of one scale's steps, NaN where a step did not measure it."""
+def mass_array(steps: Sequence[StepInfo], name: str) -> NDArray[np.float32]:
+    """[layer, head, source_scale]: one scale's `attention_mass` or the like, NaN where a step did not measure it."""
     shape = steps[0].kept_tokens.shape
     mass = np.full((len(steps), *shape), np.nan, np.float32)
     for index, step in enumerate(steps):
-        if step.attention_mass is not None:
-            mass[index] = on_host(step.attention_mass)
+        measured = getattr(step, name)
+        if measured is not None:
+            mass[index] = on_host(measured)
     return mass
+
+
+def token_maps(steps: Sequence[StepInfo]) -> list[NDArray[np.float32] | None]:
+    """The attention map of each of one scale's steps, [head, token], on the host; empty if none was measured."""
+    if all(step.attention_map is None for step in steps):
+        return []
+    return [None if step.attention_map is None else on_host(step.attention_map) for step in steps]
+
+
+def map_array(
+    token_maps: Sequence[NDArray[np.float32] | None],
+    num_heads: int,
+    scales: ScaleSchedule,
+    query_scale: int,
+    kind: MapKind,
+) -> NDArray[np.float32] | NDArray[np.uint8]:
+    """[layer, head, source_scale, map_y, map_x]: the maps of one scale's layers as `attention_map` stores them."""
+    shape = (len(token_maps), num_heads, scales.num_scales, maps.MAP_CELLS, maps.MAP_CELLS)
+    cells = np.full(shape, np.nan, np.float32)
+    for layer, token_map in enumerate(token_maps):
+        if token_map is not None:
+            cells[layer] = maps.pool(token_map, scales, query_scale)
+    return maps.encode(cells) if kind == "uint8" else cells
 
 
 def on_host(tensor: Any) -> NDArray[Any]:  # Any: a torch tensor, on whatever device, or an array

@@ -5,20 +5,23 @@ Everything that can be refused is refused before weights are loaded: names, orde
 
 from __future__ import annotations
 
+import operator
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from heatkv.bundled import bundled_weights
+from heatkv.probe import Capture
 from kvscope.errors import TraceError, UsageError
 from kvscope.job import Job
 from kvscope.nvml import GpuSampler
 from kvscope.plan import plan_job
 from kvscope.recorder import Preview, Recorder
 from kvscope.trace import Trace
-from kvscope.units import bytes_text, duration_text, seconds_text
+from kvscope.units import bytes_text, duration_text, head_tokens_text, seconds_text
 from kvscope.writer import check_output
 
 if TYPE_CHECKING:
@@ -104,7 +107,9 @@ def run_job(
             schedule=plan.schedule,
             seed=job.seed,
             forced_bits=forced.bits,
-            probe=_Listeners([recorder, _ScaleLog(recorder, pipeline.weights), *([progress] if progress else [])]),
+            probe=_Listeners(
+                [recorder, _ScaleLog(recorder, pipeline.weights, narrate), *([progress] if progress else [])]
+            ),
         )
         assert generation.image is not None  # a pipeline always has a VAE
         image = generation.image[0].cpu().numpy()
@@ -189,8 +194,8 @@ class _Listeners:
         self._probes = probes
 
     @property
-    def wants_attention_mass(self) -> bool:
-        return any(probe.wants_attention_mass for probe in self._probes)
+    def capture(self) -> Capture:
+        return reduce(operator.or_, (probe.capture for probe in self._probes))
 
     def run_started(self, start: RunStart) -> None:
         for probe in self._probes:
@@ -206,27 +211,36 @@ class _Listeners:
 
 
 class _ScaleLog:
-    """A Probe that writes the trace's log: one line per scale, in words."""
+    """A Probe that writes the trace's log: how the run computes, then one line per scale. The user hears the start."""
 
-    wants_attention_mass = False
+    capture = Capture()
 
-    def __init__(self, recorder: Recorder, weights: str) -> None:
+    def __init__(self, recorder: Recorder, weights: str, narrate: Narrate) -> None:
         self._recorder = recorder
         self._weights = weights
+        self._narrate = narrate
         self._evicted = 0
         self._begin_ns: int | None = None
-        self._stored = 0
+        self._kept = 0
 
     def run_started(self, start: RunStart) -> None:
         self._recorder.log("info", f"weights: {self._weights}; {start.dtype} on {start.device}, {start.rows} rows")
+        for line in (f"attention: {start.attention}", _pool_text(start)):
+            self._recorder.log("info", line)
+            self._narrate(line)
 
     def step_done(self, step: StepInfo) -> None:
         self._begin_ns = self._begin_ns or step.begin_ns
         self._evicted += step.evicted_tokens
-        self._stored = step.storage_bytes
+        self._kept = step.accounted_bytes
 
     def scale_done(self, scale: ScaleInfo) -> None:
         taken = duration_text(time.monotonic_ns() - (self._begin_ns or 0))
-        evicted = f"{self._evicted:,} head-tokens evicted, {bytes_text(self._stored)} stored at its end"
+        evicted = f"{self._evicted:,} head-tokens evicted, {bytes_text(self._kept)} kept at its end"
         self._recorder.log("info", f"scale {scale.query_scale} done in {taken}, recording included: {evicted}")
         self._evicted, self._begin_ns = 0, None
+
+
+def _pool_text(start: RunStart) -> str:
+    num_bytes = start.capacity_tokens * 2 * start.head_dim * start.dtype_bytes * start.rows
+    return f"cache: room for {head_tokens_text(start.capacity_tokens)}, {bytes_text(num_bytes)}, allocated once"

@@ -11,7 +11,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -20,12 +19,12 @@ import h5py
 import numpy as np
 
 from heatkv.errors import ScheduleError
-from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
-from kvscope import liveness, superblock
+from kvscope import liveness, maps, superblock
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError, UsageError
-from kvscope.format import FORMAT, HEADER, RECORDING_STOPPED, TABLES, VERSION, Reason, Status, decode_text
-from kvscope.job import Job
+from kvscope.format import FORMAT, RECORDING_STOPPED, TABLES, VERSION, Reason, Status, decode_text
+from kvscope.header import optional_text, read_header, text_of
+from kvscope.job import MAP_KINDS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,48 +32,6 @@ if TYPE_CHECKING:
 TraceStatus = Literal["live", "done", "failed", "cancelled", "crashed"]
 
 CRASHED_MESSAGE = "the run, or its recording, ended without saying so; what it had committed is here"
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """Fixed facts of a trace."""
-
-    format_version: tuple[int, int]
-    run_id: str
-    parent_run_id: str | None
-    created_ns: int
-    """Wall clock at the start, ns since 1970."""
-    created_monotonic_ns: int
-    """The clock of all other times, at that moment."""
-    pid: int
-    liveness: str
-    control_socket: str | None
-    job: Job
-    model: str
-    scales: ScaleSchedule
-    num_layers: int
-    num_heads: int
-    head_dim: int
-    rows: int
-    """Batch rows that hold K and V."""
-    dtype: str
-    dtype_bytes: int
-    bits_per_token: int
-    device: str
-    versions: dict[str, str]
-    perturbed: bool
-    """Recording changed the run's memory or speed."""
-    gpu_name: str | None
-    gpu_unavailable: str | None
-
-    @property
-    def bytes_per_token(self) -> int:
-        """Bytes that one token's K and V take in one head of one layer, for all rows."""
-        return 2 * self.head_dim * self.dtype_bytes * self.rows
-
-    def wall_ns(self, t_ns: int) -> int:
-        """The wall clock, ns since 1970, at a time of this trace."""
-        return self.created_ns + t_ns - self.created_monotonic_ns
 
 
 class Trace:
@@ -89,7 +46,7 @@ class Trace:
         self._alive = True
         with self._reading():
             _check_version(path, file)
-            self.header = _read_header(file)
+            self.header = read_header(file.attrs)
             self.schedule = _read_schedule(file)
             """The plan in force."""
             self._read_commit()
@@ -165,6 +122,27 @@ class Trace:
     def attention_mass(self) -> NDArray[np.float32]:
         """[scales_done, layer, head, source_scale]; NaN: not measured, or not visible."""
         return self._table("attention_mass")
+
+    @property
+    def attention_mass_uncond(self) -> NDArray[np.float32]:
+        """[scales_done, layer, head, source_scale]: the same of the unconditional rows."""
+        return self._table("attention_mass_uncond")
+
+    def attention_map(self, query_scale: int, layer: int, head: int) -> NDArray[np.float32]:
+        """[source_scale, map_y, map_x]: attention that each cell of tokens receives; NaN: not measured, or not visible.
+
+        Reads this one map from the file. How tokens become cells: see maps.MAP_GRID.
+        """
+        self._check_done(query_scale)
+        if not (0 <= layer < self.header.num_layers and 0 <= head < self.header.num_heads):
+            raise TraceError(
+                f"{self.path}: there is no head {head} in layer {layer}; "
+                f"there are {self.header.num_layers} layers of {self.header.num_heads} heads, from 0"
+            )
+        if "attention_map" not in self._file:
+            return np.full((self.header.scales.num_scales, maps.MAP_CELLS, maps.MAP_CELLS), np.nan, np.float32)
+        stored = self._read("attention_map", lambda dataset: _one_map(dataset, query_scale, layer, head))
+        return maps.decode(stored) if stored.dtype == np.uint8 else stored
 
     @property
     def gpu(self) -> NDArray[np.void]:
@@ -323,63 +301,28 @@ def _check_length(path: Path, beginning: bytes) -> None:
 
 
 def _check_version(path: Path, file: h5py.File) -> None:
-    found = _optional_text(file, "format")
+    found = optional_text(file.attrs, "format")
     if found == "kvscope.calibration":
         raise TraceFormatError(
             f"{path}: a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it"
         )
     if found != FORMAT:
         raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
-    version = _text(file, "format_version")
+    version = text_of(file.attrs, "format_version")
     major, _, _ = version.partition(".")
     if major != str(VERSION[0]):
         raise TraceVersionError(f"{path}: format version {version}, this kvscope reads {VERSION[0]}.x; upgrade kvscope")
 
 
-def _read_header(file: h5py.File) -> Header:
-    missing = [key.name for key in HEADER if not key.optional and key.name not in file.attrs]
-    if missing:
-        raise ValueError(f"header key {missing[0]} is missing")
-    major, minor = _text(file, "format_version").split(".")
-    return Header(
-        format_version=(int(major), int(minor)),
-        run_id=_text(file, "run_id"),
-        parent_run_id=_optional_text(file, "parent_run_id"),
-        created_ns=int(file.attrs["created_ns"]),
-        created_monotonic_ns=int(file.attrs["created_monotonic_ns"]),
-        pid=int(file.attrs["pid"]),
-        liveness=_text(file, "liveness"),
-        control_socket=_optional_text(file, "control_socket"),
-        job=Job.from_json(json.loads(_text(file, "job"))),
-        model=_text(file, "model"),
-        scales=ScaleSchedule.from_json(json.loads(_text(file, "scales"))),
-        num_layers=int(file.attrs["num_layers"]),
-        num_heads=int(file.attrs["num_heads"]),
-        head_dim=int(file.attrs["head_dim"]),
-        rows=int(file.attrs["rows"]),
-        dtype=_text(file, "dtype"),
-        dtype_bytes=int(file.attrs["dtype_bytes"]),
-        bits_per_token=int(file.attrs["bits_per_token"]),
-        device=_text(file, "device"),
-        versions=json.loads(_text(file, "versions")),
-        perturbed=bool(file.attrs["perturbed"]),
-        gpu_name=_optional_text(file, "gpu_name"),
-        gpu_unavailable=_optional_text(file, "gpu_unavailable"),
-    )
+def _one_map(dataset: h5py.Dataset, *place: int) -> NDArray[np.float32] | NDArray[np.uint8]:
+    if dataset.ndim != len(TABLES["attention_map"].axes) or dataset.dtype not in MAP_KINDS:
+        raise ValueError(f"attention_map is {dataset.dtype} of {dataset.ndim} axes")
+    return cast("NDArray[np.float32] | NDArray[np.uint8]", dataset[place])
 
 
 def _read_schedule(file: h5py.File) -> PruningSchedule:
-    record = json.loads(_text(file, "schedule"))
+    record = json.loads(text_of(file.attrs, "schedule"))
     return PruningSchedule.from_json(record | {"drop_step": file["drop_step"][...].tolist()})
-
-
-def _text(file: h5py.File, key: str) -> str:
-    value = file.attrs[key]
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-
-
-def _optional_text(file: h5py.File, key: str) -> str | None:
-    return _text(file, key) if key in file.attrs else None
 
 
 def _first_line(error: Exception) -> str:

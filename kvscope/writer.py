@@ -15,7 +15,7 @@ import ctypes
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,13 +74,15 @@ class TraceWriter:
         lengths: Mapping[str, int],
         fixed: Mapping[str, NDArray[np.integer]],
         *,
+        variants: Sequence[Table] = (),
         overwrite: bool = False,
     ) -> TraceWriter:
         """Create the whole file beside `path`, enter SWMR, commit, and rename it to `path`.
 
-        `lengths`: length of every axis that does not grow; `fixed`: the fixed tables. Raises OutputError, leaving
-        nothing behind, if that cannot be done.
+        `lengths`: length of every axis that does not grow; `fixed`: the fixed tables; `variants`: tables that are
+        stored otherwise than in TABLES. Raises OutputError, leaving nothing behind, if that cannot be done.
         """
+        tables = TABLES | {table.name: table for table in variants}
         target = check_output(path, overwrite=overwrite)
         part = target.with_name(target.name + ".part")
         needed = _CREATE_BYTES + sum(2 * values.nbytes for values in fixed.values())
@@ -93,7 +95,7 @@ class TraceWriter:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
         try:
-            writer = cls._started(part, header, lengths, fixed)
+            writer = cls._started(part, header, lengths, fixed, tables.values())
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
@@ -122,13 +124,14 @@ class TraceWriter:
         header: Mapping[str, str | int],
         lengths: Mapping[str, int],
         fixed: Mapping[str, NDArray[np.integer]],
+        tables: Iterable[Table],
     ) -> TraceWriter:
         file = h5py.File(part, "w", libver=_LIBVER, track_order=True)
         descriptor, locked = liveness.hold(part)
         try:
             _write_header(file, {**header, "liveness": "lock" if locked else "heartbeat"})
             _create_axes(file, lengths)
-            for table in TABLES.values():
+            for table in tables:
                 _create_table(file, table, lengths, fixed.get(table.name))
             file.swmr_mode = True
             writer = cls(file, descriptor, part)
@@ -228,15 +231,18 @@ class TraceWriter:
         # The first picture sets the size of all previews.
         is_first = values is not None and not self._datasets[name].size
         shape = values.shape if values is not None and is_first else self._datasets[name].shape[1:]
-        dataset = self._grown(name, (scale + 1, *shape))
+        dataset = self._grown(name, (scale + 1, *shape), is_written=values is not None)
         if values is not None:
             dataset[scale] = values
 
-    def _grown(self, name: str, shape: tuple[int, ...]) -> h5py.Dataset:
-        """The dataset, lengthened to this shape. Raises NoRoomError, before HDF5 sees it, if the file may not grow."""
+    def _grown(self, name: str, shape: tuple[int, ...], *, is_written: bool = True) -> h5py.Dataset:
+        """The dataset, lengthened to this shape. Raises NoRoomError, before HDF5 sees it, if the file may not grow.
+
+        What is not written takes no room: reading it gives the fill value.
+        """
         dataset = self._datasets[name]
         new = _num_chunks(shape, dataset.chunks) - _num_chunks(dataset.shape, dataset.chunks)
-        if new:
+        if new and is_written:
             chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
             self._reserve(_INDEX_BYTES + new * (chunk_bytes + chunk_bytes // 64 + 64))  # gzip may add a little
         dataset.resize(shape)
@@ -338,6 +344,11 @@ def _create_table(
     _write_text(dataset, "long_name", table.meaning)
     units = "; ".join(f"{column.name}: {column.unit}" for column in table.columns)
     _write_text(dataset, "units", units or table.unit)
+    for key, value in table.attributes:
+        if isinstance(value, str):
+            _write_text(dataset, key, value)
+        else:
+            dataset.attrs[key] = value
     if values is not None:
         dataset[...] = values
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from heatkv.schedule import PruningSchedule
     from kvscope.analysis import Summary
-    from kvscope.trace import Header, Trace
+    from kvscope.header import Header
+    from kvscope.trace import Trace
 
 FASTEST_S, SLOWEST_S = 0.1, 1.0
 _BACK_OFF = 1.5

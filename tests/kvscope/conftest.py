@@ -50,6 +50,15 @@ def tiny_trace(tmp_path_factory: pytest.TempPathFactory, fake_run: ModuleType) -
     return path
 
 
+@pytest.fixture(scope="session", params=["uint8", "float32"])
+def maps_trace(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, fake_run: ModuleType) -> Path:
+    """A finished trace with every tier: attention mass of both kinds of rows, and maps, in either way to store them."""
+    path = tmp_path_factory.mktemp("traces") / f"{request.param}.h5"
+    with Recorder(path, fake_run.fake_job(attention_mass_uncond=True, attention_map=request.param)) as recorder:
+        fake_run.run(recorder)
+    return path
+
+
 @pytest.fixture(scope="session")
 def gpu_trace(tmp_path_factory: pytest.TempPathFactory, fake_run: ModuleType, fake_nvml: ModuleType) -> Path:
     """A finished trace with GPU samples, and without attention mass, previews and image."""

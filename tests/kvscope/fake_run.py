@@ -29,7 +29,8 @@ LAYERS, HEADS, HEAD_DIM, BITS, ROWS, DTYPE_BYTES = 3, 2, 4, 4, 2, 4
 STEP_S = 0.0005
 TOKEN_BYTES = 2 * HEAD_DIM * DTYPE_BYTES * ROWS
 CACHE_OVERHEAD_BYTES = 512
-"""The fake cache holds this much beside keys and values, so that accounted and stored bytes differ."""
+"""The fake cache holds this much beside its pool of keys and values."""
+ATTENTION = "plain: the fake run computes none"
 
 
 class FakeTensor:
@@ -76,8 +77,15 @@ def fake_start(schedule: PruningSchedule | None = None) -> RunStart:
         dtype="float32",
         dtype_bytes=DTYPE_BYTES,
         device="cpu",
+        attention=ATTENTION,
+        capacity_tokens=schedule.peak_tokens,
         schedule=schedule,
     )
+
+
+def storage_bytes(schedule: PruningSchedule) -> int:
+    """What the fake cache allocates, once: room for the schedule's peak, and its overhead."""
+    return schedule.peak_tokens * TOKEN_BYTES + CACHE_OVERHEAD_BYTES
 
 
 def fake_job(*, attention_mass: bool = True, **changes: object) -> Job:
@@ -100,6 +108,17 @@ def fake_mass(schedule: PruningSchedule, query_scale: int) -> NDArray[np.float32
     return np.where(visible, shares, np.nan).astype(np.float32)
 
 
+def fake_map(schedule: PruningSchedule, query_scale: int) -> NDArray[np.float32]:
+    """[layer, head, token]: `fake_mass` shared out to the tokens of scales 0 to query_scale; one token gets nothing."""
+    tokens = SCALES.tokens[: query_scale + 1]
+    shares = np.random.default_rng(200 + query_scale).random((LAYERS, HEADS, sum(tokens)))
+    shares[..., SCALES.offsets[1 : query_scale + 1]] = 0  # the first token of every scale but the first
+    for source, mass in enumerate(np.moveaxis(fake_mass(schedule, query_scale)[..., : query_scale + 1], -1, 0)):
+        part = shares[..., SCALES.offsets[source] : SCALES.offsets[source + 1]]
+        part *= (mass / part.sum(axis=-1))[..., None]
+    return shares.astype(np.float32)
+
+
 def fake_image() -> NDArray[np.uint8]:
     rows, columns = np.mgrid[0:24, 0:24]
     return np.stack([rows * 10, columns * 10, np.full_like(rows, 128)], axis=-1).astype(np.uint8)
@@ -113,7 +132,8 @@ def fake_preview(codes: FakeTensor) -> NDArray[np.uint8]:
 def run_steps(recorder: Recorder, schedule: PruningSchedule, query_scale: int) -> None:
     """Tell every step of one scale."""
     kept, read, held = schedule.kept_tokens(), schedule.read_tokens(), schedule.tokens_held()
-    mass = fake_mass(schedule, query_scale)
+    mass, maps = fake_mass(schedule, query_scale), fake_map(schedule, query_scale)
+    capture = recorder.capture
     for layer in range(LAYERS):
         step = query_scale * LAYERS + layer
         accounted = int(held[step]) * TOKEN_BYTES
@@ -127,11 +147,13 @@ def run_steps(recorder: Recorder, schedule: PruningSchedule, query_scale: int) -
                 end_ns=time.monotonic_ns(),
                 device_ns=None,
                 accounted_bytes=accounted,
-                storage_bytes=accounted + CACHE_OVERHEAD_BYTES,
+                storage_bytes=storage_bytes(schedule),
                 evicted_tokens=sum(SCALES.tokens[source] for source in schedule.evictions(step)[2]),
                 kept_tokens=kept[query_scale, layer],
                 read_tokens=read[query_scale, layer],
-                attention_mass=FakeTensor(mass[layer]) if recorder.wants_attention_mass else None,
+                attention_mass=FakeTensor(mass[layer]) if capture.mass else None,
+                attention_mass_uncond=FakeTensor(mass[layer, ::-1]) if capture.unconditional else None,
+                attention_map=FakeTensor(maps[layer]) if capture.maps else None,
             )
         )
 

@@ -11,7 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvscope.format import AXES, COMMIT, GPU_FIELDS, TABLES, TEXT_BYTES, Reason, Table, decode_text, text_field
+from heatkv.config import model_config
+from kvscope.format import (
+    AXES,
+    COMMIT,
+    GPU_FIELDS,
+    TABLES,
+    TEXT_BYTES,
+    Reason,
+    Table,
+    decode_text,
+    map_table,
+    text_field,
+)
+from kvscope.job import MAP_KINDS, MapKind
 from kvscope.schema import BEGIN_MARK, schema_text, with_generated_part
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "trace-format.md"
@@ -25,18 +38,19 @@ def test_the_documentation_is_what_the_code_generates() -> None:
 
 
 def test_the_examples_run_one_after_the_other(
-    tiny_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    maps_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     examples = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
-    shutil.copy(tiny_trace, tmp_path / "run.h5")
+    shutil.copy(maps_trace, tmp_path / "run.h5")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
 
     for example in examples:
         exec(example, names)
 
-    assert len(examples) == 3
+    assert len(examples) == 4
     assert capsys.readouterr().out.startswith("done ")
+    np.testing.assert_allclose(names["attention"], names["decoded"], rtol=1e-6)  # by hand, and by kvscope
 
 
 def test_the_schema_names_every_table_and_column() -> None:
@@ -65,6 +79,18 @@ def test_compressed_tables_grow_by_whole_chunks(table: Table) -> None:
         assert table.chunk[0] == 1
     else:
         assert table.name == "image"  # written once
+
+
+@pytest.mark.parametrize("kind", MAP_KINDS)
+@pytest.mark.parametrize("model", ["infinity-2b", "infinity-8b"])
+def test_a_chunk_of_maps_is_small_enough_to_read_one_and_large_enough_to_write_all(kind: MapKind, model: str) -> None:
+    config, table = model_config(model), map_table(kind)
+    scales = config.schedule_for("1M").num_scales
+
+    chunk_bytes = config.num_heads * scales * 16 * 16 * table.stored_dtype.itemsize
+
+    assert table.chunk == (1, 1, 0, 0, 0, 0)
+    assert 32 << 10 <= chunk_bytes <= 512 << 10
 
 
 def test_commit_counts_every_table_that_grows() -> None:

@@ -22,7 +22,7 @@ def run_of_scales(probe: ProgressProbe, *, steps: bool = False) -> None:
     config = model_config("infinity-2b")
     scales = config.schedule_for("0.06M")
     schedule = FullPolicy().plan(config, scales)
-    probe.run_started(RunStart("infinity-2b", scales, 32, 16, 128, 32, 2, "bfloat16", 2, "cpu", schedule))
+    probe.run_started(RunStart("infinity-2b", scales, 32, 16, 128, 32, 2, "bfloat16", 2, "cpu", "plain", 0, schedule))
     for scale in range(scales.num_scales):
         for layer in range(config.num_layers if steps else 0):
             probe.step_done(StepInfo(scale, layer, *[None] * 9))  # type: ignore[arg-type]  # progress reads the numbers only

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from kvscope import recorder as recorder_module
 from kvscope import writer as writer_module
 from kvscope.errors import OutputError
 from kvscope.format import TABLES, Reason, decode_text
+from kvscope.maps import MAP_ERROR, pool
 from kvscope.nvml import GpuSampler
 from kvscope.recorder import Recorder
 from kvscope.trace import Trace
@@ -52,7 +54,7 @@ def test_steps_hold_what_the_run_told(tiny_trace: Path, fake_run: ModuleType) ->
 
     np.testing.assert_array_equal(steps["query_scale"] * fake_run.LAYERS + steps["layer"], np.arange(15))
     np.testing.assert_array_equal(steps["accounted_bytes"], held)
-    np.testing.assert_array_equal(steps["storage_bytes"], held + fake_run.CACHE_OVERHEAD_BYTES)
+    assert (steps["storage_bytes"] == held.max() + fake_run.CACHE_OVERHEAD_BYTES).all()
     assert steps["evicted_tokens"].sum() == 4 + 4 + 9 + 16
     assert (steps["end_ns"] - steps["begin_ns"] >= fake_run.STEP_S * 1e9).all()
     assert np.isnan(steps["device_ns"]).all()
@@ -73,15 +75,58 @@ def test_arrays_are_those_of_the_moment_although_the_run_spoils_them_later(
         np.testing.assert_array_equal(trace.image, fake_run.fake_image())
 
 
+def test_maps_are_those_of_the_run_within_the_error_of_their_codes(maps_trace: Path, fake_run: ModuleType) -> None:
+    plan = fake_run.fake_schedule()
+
+    with Trace.open(maps_trace) as trace:
+        error = MAP_ERROR if trace.header.job.attention_map == "uint8" else 0
+        for scale in range(NUM_SCALES):
+            for layer, token_map in enumerate(fake_run.fake_map(plan, scale)):
+                measured = pool(token_map, fake_run.SCALES, scale)
+                for head in range(fake_run.HEADS):
+                    found = trace.attention_map(scale, layer, head)
+                    np.testing.assert_allclose(found, measured[head], rtol=error, atol=0)  # NaN where NaN
+
+
+def test_maps_sum_up_to_attention_mass(maps_trace: Path) -> None:
+    with Trace.open(maps_trace) as trace:
+        for scale in range(NUM_SCALES):
+            mass = trace.attention_mass[scale, 0, 1]
+            cells = trace.attention_map(scale, 0, 1)
+            seen = ~np.isnan(mass)
+            np.testing.assert_array_equal(seen, ~np.isnan(cells).all(axis=(1, 2)))
+            np.testing.assert_allclose(np.nansum(cells, axis=(1, 2))[seen], mass[seen], rtol=MAP_ERROR)
+
+
+def test_unconditional_rows_have_a_table_of_their_own(maps_trace: Path, fake_run: ModuleType) -> None:
+    with Trace.open(maps_trace) as trace:
+        for scale in range(NUM_SCALES):
+            mass = fake_run.fake_mass(fake_run.fake_schedule(), scale)
+            np.testing.assert_array_equal(trace.attention_mass_uncond[scale], mass[:, ::-1])
+
+
+def test_maps_take_the_room_of_their_kind(maps_trace: Path) -> None:
+    with h5py.File(maps_trace) as file:
+        table = file["attention_map"]
+        assert table.dtype == json.loads(file.attrs["job"])["attention_map"]
+        assert table.chunks == (1, 1, *table.shape[2:])
+        assert ("codes" in table.attrs) == (table.dtype == "uint8")
+        assert table.attrs["grid"].startswith(b"Token (y, x)")
+
+
 def test_attention_that_was_not_measured_is_nan_and_costs_no_room(gpu_trace: Path) -> None:
     with Trace.open(gpu_trace) as trace:
-        assert trace.attention_mass.shape == trace.kept_tokens.shape
-        assert np.isnan(trace.attention_mass).all()
+        for mass in (trace.attention_mass, trace.attention_mass_uncond):
+            assert mass.shape == trace.kept_tokens.shape
+            assert np.isnan(mass).all()
+        assert np.isnan(trace.attention_map(3, 2, 1)).all()
         assert trace.image is None
         assert trace.preview(0) is None
         assert not trace.header.perturbed
     with h5py.File(gpu_trace, swmr=True) as file:
-        assert file["attention_mass"].id.get_storage_size() == 0
+        for name in ("attention_mass", "attention_mass_uncond", "attention_map"):
+            assert file[name].shape[0] == 4
+            assert file[name].id.get_storage_size() == 0
 
 
 def test_memory_of_a_cpu_run_is_resident_memory_and_nothing_of_cuda(tiny_trace: Path) -> None:

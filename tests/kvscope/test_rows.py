@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from heatkv.probe import StepInfo
+from heatkv.scales import ScaleSchedule
 from kvscope import rows
 
 STEP = StepInfo(
@@ -41,8 +43,21 @@ def test_a_step_becomes_a_row_with_the_same_names() -> None:
 
 
 def test_attention_that_was_not_measured_at_a_step_is_nan() -> None:
-    assert np.isnan(rows.mass_array([STEP, STEP])).all()
-    assert rows.mass_array([STEP, STEP]).shape == (2, 2, 3)
+    for name in ("attention_mass", "attention_mass_uncond"):
+        assert np.isnan(rows.mass_array([STEP, STEP], name)).all()
+        assert rows.mass_array([STEP, STEP], name).shape == (2, 2, 3)
+
+
+def test_a_layer_whose_map_was_not_measured_is_nan() -> None:
+    scales = ScaleSchedule.custom(((1, 1), (2, 2), (3, 3)))
+    measured = replace(STEP, attention_map=np.full((2, 5), 0.2, np.float32))
+
+    maps = rows.map_array(rows.token_maps([STEP, measured]), 2, scales, 1, "float32")
+
+    assert maps.shape == (2, 2, 3, 16, 16)
+    assert np.isnan(maps[0]).all()
+    assert np.count_nonzero(~np.isnan(maps[1])) == 2 * 5
+    assert rows.token_maps([STEP, STEP]) == []
 
 
 def test_on_host_copies_torch_tensors_and_arrays() -> None:

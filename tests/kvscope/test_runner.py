@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heatkv.probe import Capture
 from kvscope.errors import OutputError, UsageError
 from kvscope.format import decode_text
 from kvscope.job import Job
@@ -69,7 +70,7 @@ def test_weights_that_do_not_exist_are_asked_for(tmp_path: Path) -> None:
 
 def test_an_error_in_the_run_closes_the_trace_as_failed(tmp_path: Path) -> None:
     class Breaks:
-        wants_attention_mass = False
+        capture = Capture()
 
         def run_started(self, start: object) -> None: ...
 
@@ -91,7 +92,9 @@ def test_the_log_says_where_weights_came_from_and_when_scales_were_done(parent: 
         lines = [decode_text(row["text"]) for row in trace.log]
 
     assert lines[0] == "weights: random; bfloat16 on cpu, 2 rows"
-    assert [line.split()[1] for line in lines[1:]] == list("0123456")
+    assert lines[1].startswith("attention: ")
+    assert lines[2].startswith("cache: room for ")
+    assert [line.split()[1] for line in lines[3:]] == list("0123456")
 
 
 def test_without_attention_mass_there_is_none_and_the_bits_are_the_same(tmp_path: Path, parent: Path) -> None:

@@ -21,6 +21,7 @@ from kvscope import liveness
 from kvscope import trace as trace_module
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError
 from kvscope.format import AXES, TABLES
+from kvscope.maps import MAP_ERROR
 from kvscope.recorder import Recorder
 from kvscope.trace import CRASHED_MESSAGE, Trace
 
@@ -70,6 +71,46 @@ def test_a_scale_that_is_not_recorded_is_an_error_that_tells_what_is(live_trace:
         for read in (trace.bits, trace.preview):
             with pytest.raises(TraceError, match="scale 3 is not recorded; 3 scales are"):
                 read(3)
+
+
+def test_a_head_that_there_is_none_of_is_an_error_that_tells_how_many_there_are(maps_trace: Path) -> None:
+    with Trace.open(maps_trace) as trace:
+        with pytest.raises(TraceError, match="no head 2 in layer 0; there are 3 layers of 2 heads"):
+            trace.attention_map(0, 0, 2)
+        with pytest.raises(TraceError, match="scale 5 is not recorded"):
+            trace.attention_map(5, 0, 0)
+
+
+def test_a_map_is_read_without_the_rest_of_its_table(tmp_path: Path, maps_trace: Path) -> None:
+    with h5py.File(maps_trace) as file:
+        table = file["attention_map"].id
+        places = {info.chunk_offset[:2]: info for info in map(table.get_chunk_info, range(table.get_num_chunks()))}
+    content = bytearray(maps_trace.read_bytes())
+    for place, info in places.items():
+        if place != (4, 1):
+            content[info.byte_offset : info.byte_offset + info.size] = bytes(info.size)
+    (tmp_path / "a.h5").write_bytes(content)
+
+    with Trace.open(maps_trace) as whole, Trace.open(tmp_path / "a.h5") as rest:
+        np.testing.assert_array_equal(rest.attention_map(4, 1, 0), whole.attention_map(4, 1, 0))
+        with pytest.raises(TraceFormatError, match="damaged"):
+            rest.attention_map(4, 2, 0)
+        assert len(places) == 5 * 3
+
+
+def test_a_live_trace_gives_the_maps_that_it_has(tmp_path: Path, fake_run: ModuleType) -> None:
+    path = tmp_path / "a.h5"
+    with Recorder(path, fake_run.fake_job(attention_map="uint8")) as recorder:
+        fake_run.run(recorder, scales=2)
+        fake_run.wait_for_scales(path, 2)
+        with Trace.open(path) as trace:
+            assert np.nansum(trace.attention_map(1, 0, 0)) == pytest.approx(1, rel=MAP_ERROR)
+            with pytest.raises(TraceError, match="scale 2 is not recorded"):
+                trace.attention_map(2, 0, 0)
+            fake_run.run_scale(recorder, fake_run.fake_schedule(), 2)
+            fake_run.wait_for_scales(path, 3)
+            assert trace.refresh()
+            assert np.nansum(trace.attention_map(2, 0, 0)) == pytest.approx(1, rel=MAP_ERROR)
 
 
 # Live.
@@ -290,7 +331,7 @@ def test_a_newer_minor_version_opens_and_what_is_unknown_is_ignored(
     def renew(file: h5py.File) -> None:
         file.attrs.modify("format_version", np.bytes_(b"1.7"))
         file.attrs["novelty"] = 1
-        file["attention_map"] = np.zeros((2, 2))
+        file["attention_flow"] = np.zeros((2, 2))
         rows = file["steps"][...]
         wider = np.dtype([*rows.dtype.descr, ("energy_j", "f8")])
         del file["steps"]
@@ -302,7 +343,7 @@ def test_a_newer_minor_version_opens_and_what_is_unknown_is_ignored(
         assert trace.kept_tokens.shape == (5, 3, 2, 5)
 
 
-@pytest.mark.parametrize("table", ["attention_mass", "gpu", "cost"])
+@pytest.mark.parametrize("table", ["attention_mass", "attention_mass_uncond", "gpu", "cost"])
 def test_a_table_that_an_older_file_lacks_is_empty(
     changed_trace: Callable[[Callable[[h5py.File], None]], Path], table: str
 ) -> None:
@@ -311,6 +352,36 @@ def test_a_table_that_an_older_file_lacks_is_empty(
 
     with Trace.open(changed_trace(remove)) as trace:
         assert getattr(trace, table).size == 0
+
+
+def test_a_trace_that_is_older_than_maps_opens_and_has_none(
+    changed_trace: Callable[[Callable[[h5py.File], None]], Path],
+) -> None:
+    def age(file: h5py.File) -> None:
+        for table in ("attention_map", "attention_mass_uncond"):
+            del file[table]
+        for key in ("attention", "capacity_tokens", "tiers", "perturbed_by"):
+            del file.attrs[key]
+
+    with Trace.open(changed_trace(age)) as trace:
+        assert np.isnan(trace.attention_map(0, 0, 0)).all()
+        assert trace.header.attention is None
+        assert trace.header.tiers == ("occupancy", "mass")
+
+
+@pytest.mark.parametrize("content", [np.zeros((2, 2)), np.full((5, 3, 2, 5, 16, 16), b"a")])
+def test_a_table_of_maps_that_is_none_is_one_line(
+    changed_trace: Callable[[Callable[[h5py.File], None]], Path], content: np.ndarray
+) -> None:
+    def spoil(file: h5py.File) -> None:
+        del file["attention_map"]
+        file["attention_map"] = content
+
+    with (
+        Trace.open(changed_trace(spoil)) as trace,
+        pytest.raises(TraceFormatError, match=r"changed\.h5: damaged .*attention_map is"),
+    ):
+        trace.attention_map(0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from kvscope import liveness
 from kvscope.format import COMMIT, TABLES, Status
 from kvscope.writer import NoRoomError, TraceWriter, reason_text
 
-LENGTHS = {"layer": 3, "head": 2, "source_scale": 4, "bit": 8, "rgb": 3}
+LENGTHS = {"layer": 3, "head": 2, "source_scale": 4, "map_y": 16, "map_x": 16, "bit": 8, "rgb": 3}
 FIXED = {
     "scale_height": np.arange(1, 5),
     "scale_width": np.arange(1, 5),
@@ -87,6 +87,20 @@ def test_room_is_there_before_hdf5_grows(tmp_path: Path) -> None:
     assert sizes == sorted(sizes)
     with h5py.File(tmp_path / "b.h5") as file:
         assert file.id.get_filesize() == (tmp_path / "b.h5").stat().st_size  # unused room is given back
+
+
+def test_a_table_that_is_not_written_takes_no_room(tmp_path: Path, writer: TraceWriter) -> None:
+    before = writer.file_bytes
+    writer.append_scale(a_scale())
+
+    map_bytes = 3 * 2 * 4 * 16 * 16
+    room = writer.file_bytes - before
+    writer.append_scale(a_scale() | {"attention_map": np.ones((3, 2, 4, 16, 16), np.uint8)})
+    with_map = writer.file_bytes - before - room
+
+    assert with_map - room >= map_bytes
+    with h5py.File(tmp_path / "a.h5", swmr=True) as file:
+        assert file["attention_map"].id.get_storage_size() < map_bytes  # one scale, compressed
 
 
 def test_a_growth_without_room_leaves_the_last_commit_and_can_be_ended(

@@ -146,7 +146,7 @@ def wide_trace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     schedule = PruningSchedule(drop_step, config.name, scales, 3, "heatkv", 0.6)
     path = tmp_path_factory.mktemp("wide") / "wide.h5"
     job = Job("a red car — ünïcode", config.name, "heatkv", budget=0.6, attention_mass=True, resolution="0.06M")
-    start = RunStart(config.name, scales, 32, 16, 128, 32, 2, "bfloat16", 2, "cpu", schedule)
+    start = RunStart(config.name, scales, 32, 16, 128, 32, 2, "bfloat16", 2, "cpu", "plain", 0, schedule)
     with Recorder(path, job) as recorder:
         recorder.run_started(start)
         for query_scale in range(scales.num_scales):

@@ -1,0 +1,180 @@
+"""The header of a trace: attributes of the file, made when a run starts and read when the trace is opened.
+
+Knows no HDF5 library: the writer takes what `header_of` gives, the reader hands over the file's attributes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from heatkv.scales import ScaleSchedule
+from kvscope.format import FORMAT, HEADER, VERSION
+from kvscope.job import Job
+from kvscope.schema import schema_text
+
+if TYPE_CHECKING:
+    from heatkv.probe import RunStart
+
+_CHANGES = {
+    "mass": "attention mass: time",
+    "mass_uncond": "attention mass of unconditional rows: time",
+    "maps": "attention maps: time and memory",
+}
+"""Tier → what recording it changes of a run."""
+
+Attributes = Mapping[str, Any]  # Any: what an HDF5 attribute may be
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """Fixed facts of a trace."""
+
+    format_version: tuple[int, int]
+    run_id: str
+    parent_run_id: str | None
+    created_ns: int
+    """Wall clock at the start, ns since 1970."""
+    created_monotonic_ns: int
+    """The clock of all other times, at that moment."""
+    pid: int
+    liveness: str
+    control_socket: str | None
+    job: Job
+    model: str
+    scales: ScaleSchedule
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    rows: int
+    """Batch rows that hold K and V."""
+    dtype: str
+    dtype_bytes: int
+    bits_per_token: int
+    device: str
+    versions: dict[str, str]
+    attention: str | None
+    """How self attention was computed; None: the trace does not say."""
+    capacity_tokens: int | None
+    """Head-tokens that the cache has room for; None: the trace does not say."""
+    tiers: tuple[str, ...]
+    """What is recorded of attention: `occupancy`, and perhaps `mass`, `mass_uncond`, `maps`."""
+    perturbed: bool
+    """Recording changed the run's memory or speed."""
+    perturbed_by: str | None
+    """What of the recording did, and what it changed; None: nothing, or the trace does not say."""
+    gpu_name: str | None
+    gpu_unavailable: str | None
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes that one token's K and V take in one head of one layer, for all rows."""
+        return 2 * self.head_dim * self.dtype_bytes * self.rows
+
+    def wall_ns(self, t_ns: int) -> int:
+        """The wall clock, ns since 1970, at a time of this trace."""
+        return self.created_ns + t_ns - self.created_monotonic_ns
+
+
+def header_of(
+    job: Job, start: RunStart, known: Mapping[str, str | None], *, has_previews: bool
+) -> dict[str, str | int]:
+    """The header of a run that starts now, but for `liveness`, which the writer adds.
+
+    `known`: what the caller knows of it (`run_id`, `versions`, and optional keys, where None means absent).
+    """
+    schedule = start.schedule.to_json()
+    del schedule["drop_step"]
+    changes = _changes(job, has_previews=has_previews)
+    texts = {**known, "perturbed_by": "; ".join(changes) or None}
+    return {
+        "format": FORMAT,
+        "format_version": ".".join(map(str, VERSION)),
+        "Conventions": "CF-1.11",
+        "schema": schema_text(),
+        "created_ns": time.time_ns(),
+        "created_monotonic_ns": time.monotonic_ns(),
+        "pid": os.getpid(),
+        "job": json.dumps(job.to_json()),
+        "model": start.model,
+        "scales": json.dumps(start.scales.to_json()),
+        "schedule": json.dumps(schedule),
+        "num_layers": start.num_layers,
+        "num_heads": start.num_heads,
+        "head_dim": start.head_dim,
+        "rows": start.rows,
+        "dtype": start.dtype,
+        "dtype_bytes": start.dtype_bytes,
+        "bits_per_token": start.bits_per_token,
+        "device": start.device,
+        "attention": start.attention,
+        "capacity_tokens": start.capacity_tokens,
+        "tiers": ", ".join(job.tiers),
+        "perturbed": int(bool(changes)),
+        **{key: text for key, text in texts.items() if text is not None},
+    }
+
+
+def read_header(attributes: Attributes) -> Header:
+    """The header of a trace's attributes. Raises KeyError, ValueError or UsageError if it is none."""
+    missing = [key.name for key in HEADER if not key.optional and key.name not in attributes]
+    if missing:
+        raise ValueError(f"header key {missing[0]} is missing")
+    major, minor = text_of(attributes, "format_version").split(".")
+    job = Job.from_json(json.loads(text_of(attributes, "job")))
+    tiers = optional_text(attributes, "tiers")
+    capacity = attributes.get("capacity_tokens")
+    return Header(
+        format_version=(int(major), int(minor)),
+        run_id=text_of(attributes, "run_id"),
+        parent_run_id=optional_text(attributes, "parent_run_id"),
+        created_ns=int(attributes["created_ns"]),
+        created_monotonic_ns=int(attributes["created_monotonic_ns"]),
+        pid=int(attributes["pid"]),
+        liveness=text_of(attributes, "liveness"),
+        control_socket=optional_text(attributes, "control_socket"),
+        job=job,
+        model=text_of(attributes, "model"),
+        scales=ScaleSchedule.from_json(json.loads(text_of(attributes, "scales"))),
+        num_layers=int(attributes["num_layers"]),
+        num_heads=int(attributes["num_heads"]),
+        head_dim=int(attributes["head_dim"]),
+        rows=int(attributes["rows"]),
+        dtype=text_of(attributes, "dtype"),
+        dtype_bytes=int(attributes["dtype_bytes"]),
+        bits_per_token=int(attributes["bits_per_token"]),
+        device=text_of(attributes, "device"),
+        versions=json.loads(text_of(attributes, "versions")),
+        attention=optional_text(attributes, "attention"),
+        capacity_tokens=None if capacity is None else int(capacity),
+        tiers=job.tiers if tiers is None else tuple(tiers.split(", ")),
+        perturbed=bool(attributes["perturbed"]),
+        perturbed_by=optional_text(attributes, "perturbed_by"),
+        gpu_name=optional_text(attributes, "gpu_name"),
+        gpu_unavailable=optional_text(attributes, "gpu_unavailable"),
+    )
+
+
+def text_of(attributes: Attributes, key: str) -> str:
+    """A text of the header. Raises KeyError if it is absent."""
+    value = attributes[key]
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def optional_text(attributes: Attributes, key: str) -> str | None:
+    """A text of the header; None: it is absent."""
+    return text_of(attributes, key) if key in attributes else None
+
+
+def _changes(job: Job, *, has_previews: bool) -> list[str]:
+    """What recording changes of the run, in words; nothing if it only listens."""
+    changes = [words for tier, words in _CHANGES.items() if tier in job.tiers]
+    if has_previews:
+        changes.append("previews: time and memory")
+    if job.capture.any and not job.bit_exact:
+        changes.append("fast capture: rounding of the image")
+    return changes
