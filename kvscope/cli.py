@@ -203,6 +203,9 @@ def job_of(args: argparse.Namespace) -> Job:
         dtype=args.dtype,
         device=given.get("device", "cpu"),
         attention_mass=not given.get("no_attention_mass", False),
+        attention_mass_uncond=given.get("attention_uncond", False),
+        attention_map=given.get("attention_map"),
+        bit_exact=not given.get("fast_capture", False),
     )
 
 
@@ -221,6 +224,11 @@ def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed o
             raise UsageError(f"--schedule says all that {', '.join(unread)} would; give one or the other")
     elif "orders" in given and policy == "full":
         raise UsageError("--orders is only read under a budget; give --budget, or leave --orders out")
+    if given.get("attention_uncond") and given.get("cfg") == 1:
+        raise UsageError("--attention-uncond measures rows that --cfg 1 leaves out; give one or the other")
+    measured = not given.get("no_attention_mass") or given.get("attention_uncond") or "attention_map" in given
+    if given.get("fast_capture") and not measured:
+        raise UsageError("--fast-capture measures nothing with --no-attention-mass; give one or the other")
     if given.get("random_weights") and "weights" in given:
         raise UsageError("--random-weights reads no --weights; give one or the other")
 

@@ -37,9 +37,14 @@ def _command(name: str) -> Iterator[str]:
     yield "| option | meaning |\n| --- | --- |"
     for action in parser._actions:  # the only list of them that argparse keeps
         names = ", ".join(action.option_strings) or action.dest.upper()
-        value = f" {action.metavar}" if action.metavar and action.option_strings else ""
-        yield f"| `{names}{value}` | {(action.help or '') % vars(action)} |"
+        yield f"| `{names}{_value(action)}` | {(action.help or '') % vars(action)} |"
     yield ""
+
+
+def _value(action: argparse.Action) -> str:
+    if not (action.metavar and action.option_strings):
+        return ""
+    return f" [{action.metavar}]" if action.nargs == "?" else f" {action.metavar}"
 
 
 def main(arguments: list[str]) -> int:

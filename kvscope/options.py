@@ -45,7 +45,16 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     policy_options(parser)
     weights_options(parser)
-    add("--no-attention-mass", action="store_true", help="do not measure attention (faster)")
+    add("--no-attention-mass", action="store_true", help="do not measure what attention each scale gets (faster)")
+    add("--attention-uncond", action="store_true", help="measure that in the unconditional rows too")
+    add(
+        "--attention-map",
+        nargs="?",
+        const="uint8",
+        metavar="KIND",
+        help="also record what attention each key cell gets: uint8 (codes, the default) or float32",
+    )
+    add("--fast-capture", action="store_true", help="measure faster; the image may then change by rounding")
     add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
     add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
     add("--open", action="store_true", help="watch the run on the screen while it is recorded")
