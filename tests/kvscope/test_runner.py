@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heatkv.probe import Capture
+from heatkv.probe import Capture, NullProbe
 from kvscope.errors import OutputError, UsageError
 from kvscope.format import decode_text
 from kvscope.job import Job
-from kvscope.runner import run_job
+from kvscope.recorder import Recorder
+from kvscope.runner import _Listeners, run_job
 from kvscope.trace import Trace
 
 
@@ -69,13 +70,7 @@ def test_weights_that_do_not_exist_are_asked_for(tmp_path: Path) -> None:
 
 
 def test_an_error_in_the_run_closes_the_trace_as_failed(tmp_path: Path) -> None:
-    class Breaks:
-        capture = Capture()
-
-        def run_started(self, start: object) -> None: ...
-
-        def step_done(self, step: object) -> None: ...
-
+    class Breaks(NullProbe):
         def scale_done(self, scale: object) -> None:
             raise ValueError("this probe breaks")
 
@@ -97,10 +92,28 @@ def test_the_log_says_where_weights_came_from_and_when_scales_were_done(parent: 
     assert [line.split()[1] for line in lines[3:]] == list("0123456")
 
 
-def test_without_attention_mass_there_is_none_and_the_bits_are_the_same(tmp_path: Path, parent: Path) -> None:
-    with_mass = run_job(job(attention_mass=True), tmp_path / "mass.h5")
+def test_measuring_attention_changes_no_bit_and_its_tiers_agree(tmp_path: Path, parent: Path) -> None:
+    every_tier = job(attention_mass=True, attention_mass_uncond=True, attention_map="float32")
+    measured = run_job(every_tier, tmp_path / "measured.h5")
 
-    with Trace.open(parent) as first, Trace.open(with_mass.trace) as second:
+    with Trace.open(parent) as first, Trace.open(measured.trace) as second:
         assert np.isnan(first.attention_mass).all()
-        assert np.nansum(second.attention_mass[6, 0, 0]) == pytest.approx(1, abs=1e-3)
-        np.testing.assert_array_equal(first.bits(6), second.bits(6))
+        for scale in range(7):
+            np.testing.assert_array_equal(first.bits(scale), second.bits(scale))
+        np.testing.assert_array_equal(first.image, measured.image)
+        # The sums that the format promises; in bfloat16, mass and maps are measured in float32.
+        for mass in (second.attention_mass, second.attention_mass_uncond):
+            np.testing.assert_allclose(np.nansum(mass, axis=-1), 1, atol=1e-4)
+        cells = np.stack([second.attention_map(6, 2, head) for head in range(6)])
+        np.testing.assert_allclose(np.nansum(cells, axis=(2, 3)), second.attention_mass[6, 2], atol=1e-4)
+
+
+def test_a_probe_that_wants_nothing_measured_turns_nothing_off(tmp_path: Path) -> None:
+    class Exact(NullProbe):
+        capture = Capture(maps=True)
+
+    fast = job(attention_mass=True, bit_exact=False)
+    probes = _Listeners([Recorder(tmp_path / "a.h5", fast), NullProbe()])
+
+    assert probes.capture == fast.capture
+    assert _Listeners([probes, Exact()]).capture == Capture(mass=True, maps=True, bit_exact=True)
