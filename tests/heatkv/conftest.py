@@ -14,6 +14,7 @@ from torch import Tensor
 from heatkv.checkpoint import load_transformer, load_vae, random_transformer, random_vae
 from heatkv.config import ModelConfig, VAEConfig
 from heatkv.generate import Sampling
+from heatkv.probe import Capture
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, own_steps
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 class Recording:
     """A probe that keeps what it is told."""
 
-    wants_attention_mass: bool = False
+    capture: Capture = field(default_factory=Capture)
     starts: list[RunStart] = field(default_factory=list)
     steps: list[StepInfo] = field(default_factory=list)
     scales: list[ScaleInfo] = field(default_factory=list)

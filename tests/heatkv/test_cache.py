@@ -1,4 +1,4 @@
-"""The cache holds exactly what the schedule says, in memory of its own, and really lets go of the rest."""
+"""The cache holds exactly what the schedule says, in one pool as large as the schedule's peak and never larger."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig, VAEConfig
@@ -23,19 +24,24 @@ from heatkv.schedule import PruningSchedule, minimum_budget
 from tests.heatkv.conftest import random_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from heatkv.attention import Segment
+    from heatkv.visible import Visible
 
 ROWS, DIM = 2, 8
 BYTES_PER_TOKEN = 2 * ROWS * DIM * 4  # K and V, float32
+BYTES_PER_SLOT_NUMBER = 4
 SCALES = ScaleSchedule.custom(((1, 1), (2, 2), (2, 3), (4, 4)))
 
 
 def _config(num_layers: int, num_heads: int) -> ModelConfig:
     return ModelConfig("cached", num_layers, DIM * num_heads, num_heads, num_layers, VAEConfig(8, 4), sink_scales=1)
+
+
+def _cache(schedule: PruningSchedule, *, dtype: torch.dtype = torch.float32) -> KVCache:
+    return KVCache(schedule, rows=ROWS, head_dim=DIM, dtype=dtype)
 
 
 def _projection(schedule: PruningSchedule, query_scale: int, layer: int) -> Tensor:
@@ -46,14 +52,23 @@ def _projection(schedule: PruningSchedule, query_scale: int, layer: int) -> Tens
     return whole.view(ROWS, tokens, 3, schedule.num_heads, DIM).permute(2, 0, 3, 1, 4)
 
 
+def _store(cache: KVCache, step: int) -> int:
+    query_scale, layer = divmod(step, cache.schedule.num_layers)
+    _, keys, values = _projection(cache.schedule, query_scale, layer)
+    return cache.store(layer, query_scale=query_scale, keys=keys, values=values)
+
+
 def _run(schedule: PruningSchedule) -> Iterator[tuple[int, KVCache, int]]:
-    """(step, cache, tokens freed) after every step's read, write and eviction."""
-    cache = KVCache(schedule)
+    """(step, cache, tokens gone) after every step's eviction and write."""
+    cache = _cache(schedule)
     for step in range(schedule.num_steps):
-        query_scale, layer = divmod(step, schedule.num_layers)
-        _, keys, values = _projection(schedule, query_scale, layer)
-        freed = cache.append(layer, query_scale=query_scale, keys=keys, values=values) + cache.evict(step)
-        yield step, cache, freed
+        yield step, cache, _store(cache, step)
+
+
+def _visible(cache: KVCache, step: int) -> Visible:
+    query_scale, layer = divmod(step, cache.schedule.num_layers)
+    _, keys, values = _projection(cache.schedule, query_scale, layer)
+    return cache.visible(layer, query_scale=query_scale, keys=keys, values=values)
 
 
 @st.composite
@@ -87,99 +102,54 @@ class TestObedience:
             np.testing.assert_array_equal(cache.kept_tokens(layer), kept[query_scale, layer])
             assert sum(cache.kept_tokens(one).sum() for one in range(schedule.num_layers)) == held[step]
             assert cache.accounted_bytes == held[step] * BYTES_PER_TOKEN
-            assert cache.storage_bytes == cache.accounted_bytes
 
     @given(schedule=schedules())
     @settings(deadline=None, max_examples=20)
-    def test_reads_the_scheduled_head_scales_as_they_were_written(self, schedule: PruningSchedule) -> None:
-        cache, read_tokens = KVCache(schedule), schedule.read_tokens()
+    def test_shows_the_scheduled_head_scales_as_they_were_written(self, schedule: PruningSchedule) -> None:
+        cache, read_tokens = _cache(schedule), schedule.read_tokens()
 
         for step in range(schedule.num_steps):
             query_scale, layer = divmod(step, schedule.num_layers)
-            _, keys, values = _projection(schedule, query_scale, layer)
-            segments = cache.read(layer, query_scale=query_scale, keys=keys, values=values)
+            visible = _visible(cache, step)
 
-            read = np.zeros((schedule.num_heads, schedule.scales.num_scales), dtype=np.int64)
-            for segment in segments:
-                _, written_keys, written_values = _projection(schedule, segment.source_scale, layer)
-                read[list(segment.heads), segment.source_scale] = segment.num_tokens
-                assert torch.equal(segment.keys, written_keys[:, list(segment.heads)])
-                assert torch.equal(segment.values, written_values[:, list(segment.heads)])
-            np.testing.assert_array_equal(read, read_tokens[query_scale, layer])
-            assert [one.source_scale for one in segments] == sorted(one.source_scale for one in segments)
+            np.testing.assert_array_equal(
+                visible.read_tokens(schedule.scales.num_scales), read_tokens[query_scale, layer]
+            )
+            for head in range(schedule.num_heads):
+                sources = [source for source, _ in visible.sources[head]]
+                written = [_projection(schedule, source, layer)[:, :, head] for source in sources]
+                expected = torch.cat([torch.empty(3, ROWS, 0, DIM), *written], dim=2)
+                assert sources == sorted(sources)
+                assert torch.equal(cache.pool.keys[:, visible.slots[head]], expected[1])
+                assert torch.equal(cache.pool.values[:, visible.slots[head]], expected[2])
 
-            cache.append(layer, query_scale=query_scale, keys=keys, values=values)
-            cache.evict(step)
+            _store(cache, step)
 
     @given(schedule=schedules())
     @settings(deadline=None, max_examples=20)
-    def test_tokens_freed_are_those_offered_and_not_held(self, schedule: PruningSchedule) -> None:
+    def test_tokens_gone_are_those_offered_and_not_held(self, schedule: PruningSchedule) -> None:
         held, before = schedule.tokens_held(), 0
 
-        for step, _, freed in _run(schedule):
+        for step, _, gone in _run(schedule):
             query_scale = step // schedule.num_layers
             is_last = query_scale == schedule.scales.num_scales - 1
             offered = 0 if is_last else schedule.scales.tokens[query_scale] * schedule.num_heads
-            assert freed == before + offered - held[step]
+            assert gone == before + offered - held[step]
             before = held[step]
 
-    def test_the_last_scale_is_never_stored(self) -> None:
-        config = _config(2, 3)
+    def test_the_last_scale_is_shown_and_never_stored(self) -> None:
+        cache = _cache(FullPolicy().plan(_config(2, 3), SCALES))
+        for step in range(6):
+            _store(cache, step)
+        before = cache.pool.keys.clone()
 
-        last = [cache for _, cache, _ in _run(FullPolicy().plan(config, SCALES))][-1]
+        visible = _visible(cache, 6)
+        _store(cache, 6)
 
-        assert last.accounted_bytes == SCALES.history_tokens * 2 * 3 * BYTES_PER_TOKEN
-        assert not last.kept_tokens(1)[:, -1].any()
-
-
-class TestMemory:
-    def test_a_stored_head_does_not_keep_the_projection_alive(self) -> None:
-        schedule = FullPolicy().plan(_config(1, 3), SCALES)
-        cache = KVCache(schedule)
-        projection = _projection(schedule, 1, 0)
-        whole = weakref.ref(projection.untyped_storage())
-        keys, values = projection[1:]
-
-        cache.append(0, query_scale=1, keys=keys, values=values)
-        del projection, keys, values
-        gc.collect()
-
-        assert whole() is None
-        assert cache.accounted_bytes == 4 * 3 * BYTES_PER_TOKEN
-
-    def test_what_is_dropped_is_gone_and_what_stays_is_moved_out_of_it(self) -> None:
-        drop_step = np.full((1, 3, 4), 3, dtype=np.int16)
-        drop_step[0, :, 1] = (1, 2, 3)  # one head never stored, one dropped a scale later, one kept
-        schedule = _with(drop_step)
-        cache = KVCache(schedule)
-        for step in range(2):
-            _, keys, values = _projection(schedule, step, 0)
-            cache.append(0, query_scale=step, keys=keys, values=values)
-            cache.evict(step)
-        stored = _stored(cache, 1)
-        refs = [weakref.ref(tensor) for tensor in (stored.keys, stored.values)]
-        assert stored.heads == (1, 2)
-        before = cache.storage_bytes
-
-        del stored
-        freed = cache.evict(2)
-        gc.collect()
-
-        assert freed == 4
-        assert before - cache.storage_bytes == 4 * BYTES_PER_TOKEN
-        assert [ref() for ref in refs] == [None, None]
-        assert _stored(cache, 1).keys.untyped_storage().nbytes() == 4 * ROWS * DIM * 4
-
-    def test_what_is_read_once_and_never_kept_is_never_stored(self) -> None:
-        drop_step = np.full((1, 3, 4), 3, dtype=np.int16)
-        drop_step[0, :2, 1] = 1
-        cache = KVCache(_with(drop_step))
-        _, keys, values = _projection(cache.schedule, 1, 0)
-
-        freed = cache.append(0, query_scale=1, keys=keys, values=values)
-
-        assert freed == 2 * 4
-        assert cache.storage_bytes == 4 * BYTES_PER_TOKEN
+        assert visible.keys.shape[2] == SCALES.tokens[-1]
+        assert torch.equal(cache.pool.keys, before)
+        assert not cache.kept_tokens(0)[:, -1].any()
+        assert cache.capacity_tokens == SCALES.history_tokens * 2 * 3
 
     def test_early_activation_frees_layers_that_have_not_run_yet(self) -> None:
         drop_step = np.full((2, 2, 4), 7, dtype=np.int16)
@@ -191,40 +161,155 @@ class TestMemory:
 
         assert (held[3], held[4]) == (4, 0)
 
-    def test_one_tensor_given_as_keys_and_values_is_stored_twice(self) -> None:
-        schedule = FullPolicy().plan(_config(1, 2), SCALES)
-        cache = KVCache(schedule)
-        _, keys, _ = _projection(schedule, 1, 0)
-        cache.append(0, query_scale=1, keys=keys, values=keys)
+    def test_a_slot_that_one_layer_gives_up_serves_another(self) -> None:
+        drop_step = np.full((2, 1, 3), 5, dtype=np.int16)
+        drop_step[:, :, 2] = (4,), (5,)
+        drop_step[0, 0, 1] = 3  # leaves just before layer 1 keeps its own
+        schedule = _with(drop_step, scales=ScaleSchedule.custom(SCALES.sizes[:3]))
+        cache = _cache(schedule)
+        for step in range(3):
+            _store(cache, step)
+        given_up = _visible(cache, 4).slots[0][1:]
 
-        assert cache.storage_bytes == cache.accounted_bytes == 2 * 4 * 2 * ROWS * DIM * 4
+        _store(cache, 3)
+
+        assert set(_visible(cache, 5).slots[0][1:]) == set(given_up)
+
+
+class TestMemory:
+    @given(schedule=schedules())
+    @settings(deadline=None, max_examples=40)
+    def test_never_holds_more_than_the_peak_s_bytes_and_a_number_per_slot(self, schedule: PruningSchedule) -> None:
+        peak = schedule.peak_tokens
+        cache = _cache(schedule)
+        assert cache.storage_bytes >= peak * BYTES_PER_TOKEN
+
+        for step in range(schedule.num_steps):
+            _store(cache, step)
+            assert cache.capacity_tokens == peak
+            assert peak * BYTES_PER_TOKEN <= cache.storage_bytes
+            assert cache.storage_bytes <= peak * (BYTES_PER_TOKEN + BYTES_PER_SLOT_NUMBER)
+
+    @given(schedule=schedules())
+    @settings(deadline=None, max_examples=20)
+    def test_allocates_nothing_for_keys_and_values_after_it_was_made(self, schedule: PruningSchedule) -> None:
+        cache = _cache(schedule)
+        addresses = cache.pool.keys.data_ptr(), cache.pool.values.data_ptr()
+
+        for step in range(schedule.num_steps):
+            _store(cache, step)
+
+        assert (cache.pool.keys.data_ptr(), cache.pool.values.data_ptr()) == addresses
+        assert cache.pool.keys.shape == (ROWS, schedule.peak_tokens, DIM)
+
+    @given(schedule=schedules())
+    @settings(deadline=None, max_examples=20)
+    def test_every_slot_number_held_is_counted(self, schedule: PruningSchedule) -> None:
+        for _, cache, _ in _run(schedule):
+            arrays = [*cache.pool._returned, cache._sinks, *(one for held in cache._held for one in held.values())]
+            owners = {id(owner): owner for one in arrays for owner in (one if one.base is None else one.base,)}
+            numbers = sum(owner.nbytes for owner in owners.values())
+            assert cache.storage_bytes == cache.capacity_tokens * BYTES_PER_TOKEN + numbers
+
+    @given(schedule=schedules())
+    @settings(deadline=None, max_examples=20)
+    def test_sinks_lie_dense_in_the_first_slots(self, schedule: PruningSchedule) -> None:
+        sink_tokens = sum(schedule.scales.tokens[: schedule.sink_scales])
+        last_scale = schedule.num_steps - schedule.num_layers
+
+        cache = next(cache for step, cache, _ in _run(schedule) if step == last_scale - 1)
+
+        slots = [_visible(cache, last_scale + layer).slots for layer in range(schedule.num_layers)]
+        sinks = np.array([[each[:sink_tokens] for each in heads] for heads in slots])
+        np.testing.assert_array_equal(sinks.ravel(), np.arange(sinks.size))
+
+    def test_stored_heads_do_not_keep_the_projection_alive(self) -> None:
+        cache = _cache(FullPolicy().plan(_config(1, 3), SCALES))
+        projection = _projection(cache.schedule, 1, 0)
+        whole = weakref.ref(projection.untyped_storage())
+        keys, values = projection[1:]
+
+        cache.store(0, query_scale=1, keys=keys, values=values)
+        del projection, keys, values
+        gc.collect()
+
+        assert whole() is None
+        assert cache.accounted_bytes == 4 * 3 * BYTES_PER_TOKEN
+
+    @pytest.mark.parametrize(("dropped", "copied"), [(0, 3), (1, 2), (3, 0)])
+    def test_storing_copies_the_kept_heads_and_nothing_of_the_others(self, dropped: int, copied: int) -> None:
+        drop_step = np.full((1, 3, 4), 3, dtype=np.int16)
+        drop_step[0, :dropped, 1] = 1
+        cache = _cache(_with(drop_step))
+        _, keys, values = _projection(cache.schedule, 1, 0)
+
+        gone, largest = _largest_new_tensor(lambda: cache.store(0, query_scale=1, keys=keys, values=values))
+
+        assert gone == dropped * 4
+        assert largest <= copied * 4 * BYTES_PER_TOKEN // 2  # keys and values one after the other
+        assert cache.accounted_bytes == copied * 4 * BYTES_PER_TOKEN
+
+    def test_one_tensor_given_as_keys_and_values_is_stored_twice(self) -> None:
+        cache = _cache(FullPolicy().plan(_config(1, 2), SCALES))
+        _, keys, _ = _projection(cache.schedule, 1, 0)
+
+        cache.store(0, query_scale=1, keys=keys, values=keys)
+
+        assert cache.accounted_bytes == 4 * 2 * BYTES_PER_TOKEN
+        slots = cache.visible(0, query_scale=2, keys=keys, values=keys).slots[1]
+        assert torch.equal(cache.pool.keys[:, slots], keys[:, 1])
+        assert torch.equal(cache.pool.values[:, slots], keys[:, 1])
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_bytes_follow_the_dtype(self, dtype: torch.dtype) -> None:
-        schedule = FullPolicy().plan(_config(1, 2), SCALES)
-        cache = KVCache(schedule)
-        _, keys, values = _projection(schedule, 1, 0).to(dtype)
+        cache = _cache(FullPolicy().plan(_config(1, 2), SCALES), dtype=dtype)
+        _, keys, values = _projection(cache.schedule, 1, 0).to(dtype)
 
-        cache.append(0, query_scale=1, keys=keys, values=values)
+        cache.store(0, query_scale=1, keys=keys, values=values)
 
-        assert cache.storage_bytes == 4 * 2 * 2 * ROWS * DIM * dtype.itemsize
+        assert cache.accounted_bytes == 4 * 2 * 2 * ROWS * DIM * dtype.itemsize
+        assert cache.pool.nbytes == SCALES.history_tokens * 2 * 2 * ROWS * DIM * dtype.itemsize
 
-    def test_clear_releases_everything(self) -> None:
+    def test_a_schedule_that_keeps_nothing_has_no_pool(self) -> None:
+        scales = ScaleSchedule.custom(SCALES.sizes[:2])
+        schedule = _with(np.array([[[0, 1], [0, 1]]], dtype=np.int16), scales=scales, sink_scales=0)
+
+        for step, cache, gone in _run(schedule):
+            assert gone == (2, 0)[step]
+            assert (cache.capacity_tokens, cache.storage_bytes, cache.accounted_bytes) == (0, 0, 0)
+
+    def test_clear_forgets_everything(self) -> None:
         cache = [cache for _, cache, _ in _run(FullPolicy().plan(_config(2, 2), SCALES))][-1]
-        assert cache.storage_bytes > 0
+        assert cache.accounted_bytes > 0
 
         cache.clear()
 
-        assert (cache.storage_bytes, cache.accounted_bytes, cache.kept_tokens(0).sum()) == (0, 0, 0)
+        assert (cache.accounted_bytes, cache.kept_tokens(0).sum(), cache.kept_tokens(1).sum()) == (0, 0, 0)
 
 
-def _with(drop_step: NDArray[np.int16]) -> PruningSchedule:
+def _with(drop_step: NDArray[np.int16], *, scales: ScaleSchedule = SCALES, sink_scales: int = 1) -> PruningSchedule:
     num_layers, num_heads, _ = drop_step.shape
-    return PruningSchedule(drop_step, _config(num_layers, num_heads).name, SCALES, 1, "by hand")
+    return PruningSchedule(drop_step, _config(num_layers, num_heads).name, scales, sink_scales, "by hand")
 
 
-def _stored(cache: KVCache, source_scale: int) -> Segment:
-    """What layer 0 holds of one scale."""
-    nothing = torch.zeros(ROWS, cache.schedule.num_heads, 1, DIM)
-    segments = cache.read(0, query_scale=3, keys=nothing, values=nothing)
-    return next(segment for segment in segments if segment.source_scale == source_scale)
+class _NewTensors(TorchDispatchMode):
+    """Remembers the most bytes that one call of PyTorch allocated for a floating-point result."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
+        self.largest = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # PyTorch's
+        known = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.is_floating_point():
+            storage = result.untyped_storage()
+            self.largest = max(self.largest, 0 if storage.data_ptr() in known else storage.nbytes())
+        return result
+
+
+def _largest_new_tensor(run: Callable[[], int]) -> tuple[int, int]:
+    """What `run` returns, and the bytes of the largest floating-point tensor that it made."""
+    with _NewTensors() as made:
+        result = run()
+    return result, made.largest
