@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from heatkv.probe import RunStart
 
 _CHANGES = {
-    "mass": "attention mass: time",
-    "mass_uncond": "attention mass of unconditional rows: time",
+    "mass": "attention mass: time and scratch memory",
+    "mass_uncond": "attention mass of unconditional rows: time and scratch memory",
     "maps": "attention maps: time and memory",
 }
 """Tier → what recording it changes of a run."""

@@ -29,13 +29,18 @@ def test_a_header_says_how_attention_is_computed_and_what_the_cache_has_room_for
     ("changes", "tiers", "changed"),
     [
         ({"attention_mass": False}, ("occupancy",), None),
-        ({}, ("occupancy", "mass"), "attention mass: time"),
+        ({}, ("occupancy", "mass"), "attention mass: time and scratch memory"),
         (
             {"attention_mass_uncond": True, "attention_map": "uint8"},
             ("occupancy", "mass", "mass_uncond", "maps"),
-            "attention mass: time; attention mass of unconditional rows: time; attention maps: time and memory",
+            "attention mass: time and scratch memory; attention mass of unconditional rows: time and scratch memory; "
+            "attention maps: time and memory",
         ),
-        ({"bit_exact": False}, ("occupancy", "mass"), "attention mass: time; fast capture: rounding of the image"),
+        (
+            {"bit_exact": False},
+            ("occupancy", "mass"),
+            "attention mass: time and scratch memory; fast capture: rounding of the image",
+        ),
         ({"attention_mass": False, "bit_exact": False}, ("occupancy",), None),
         ({"attention_mass": False, "has_previews": True}, ("occupancy",), "previews: time and memory"),
     ],
