@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatkv.checkpoint import load_transformer, load_vae, random_transformer, random_vae
 from heatkv.config import ModelConfig, VAEConfig
@@ -54,6 +55,23 @@ class Recording:
     def logits(self) -> Tensor:
         """[batch, tokens of all scales, 2 * bits]."""
         return torch.cat([scale.logits for scale in self.scales], dim=1)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Listens to PyTorch and knows the bytes of the largest floating-point tensor that one call of it allocated."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # PyTorch's
+        known = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for one in result if isinstance(result, tuple) else (result,):
+            if isinstance(one, Tensor) and one.is_floating_point():
+                storage = one.untyped_storage()
+                self.num_bytes = max(self.num_bytes, 0 if storage.data_ptr() in known else storage.nbytes())
+        return result
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig, VAEConfig
@@ -21,10 +20,10 @@ from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, minimum_budget
-from tests.heatkv.conftest import random_schedule
+from tests.heatkv.conftest import LargestTensor, random_schedule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
@@ -243,10 +242,11 @@ class TestMemory:
         cache = _cache(_with(drop_step))
         _, keys, values = _projection(cache.schedule, 1, 0)
 
-        gone, largest = _largest_new_tensor(lambda: cache.store(0, query_scale=1, keys=keys, values=values))
+        with LargestTensor() as made:
+            gone = cache.store(0, query_scale=1, keys=keys, values=values)
 
         assert gone == dropped * 4
-        assert largest <= copied * 4 * BYTES_PER_TOKEN // 2  # keys and values one after the other
+        assert made.num_bytes <= copied * 4 * BYTES_PER_TOKEN // 2  # keys and values one after the other
         assert cache.accounted_bytes == copied * 4 * BYTES_PER_TOKEN
 
     def test_one_tensor_given_as_keys_and_values_is_stored_twice(self) -> None:
@@ -290,26 +290,3 @@ class TestMemory:
 def _with(drop_step: NDArray[np.int16], *, scales: ScaleSchedule = SCALES, sink_scales: int = 1) -> PruningSchedule:
     num_layers, num_heads, _ = drop_step.shape
     return PruningSchedule(drop_step, _config(num_layers, num_heads).name, scales, sink_scales, "by hand")
-
-
-class _NewTensors(TorchDispatchMode):
-    """Remembers the most bytes that one call of PyTorch allocated for a floating-point result."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # PyTorch's
-        self.largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]  # PyTorch's
-        known = {one.untyped_storage().data_ptr() for one in args if isinstance(one, Tensor)}
-        result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and result.is_floating_point():
-            storage = result.untyped_storage()
-            self.largest = max(self.largest, 0 if storage.data_ptr() in known else storage.nbytes())
-        return result
-
-
-def _largest_new_tensor(run: Callable[[], int]) -> tuple[int, int]:
-    """What `run` returns, and the bytes of the largest floating-point tensor that it made."""
-    with _NewTensors() as made:
-        result = run()
-    return result, made.largest

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TOLERANCES = {torch.float32: 5e-7, torch.bfloat16: 1e-5}
+PRODUCTS: Any = getattr(torch.backends.mkldnn, "matmul", None)  # Any: newer than torch 2.8
 
 
 def _inputs(
@@ -109,28 +110,28 @@ class TestScaleMass:
         assert scale_mass(torch.zeros(2, 3, 0), ()).shape == (2, 3, 0)
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="this torch has no such setting")
+@pytest.mark.skipif(PRODUCTS is None, reason="this torch has no such setting")
 class TestExactProducts:
     @pytest.fixture(autouse=True)
     def _own_setting(self) -> Iterator[None]:
-        before = torch.backends.mkldnn.matmul.fp32_precision
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        before = PRODUCTS.fp32_precision
+        PRODUCTS.fp32_precision = "ieee"
         yield
-        torch.backends.mkldnn.matmul.fp32_precision = before
+        PRODUCTS.fp32_precision = before
 
     def test_lets_products_of_bfloat16_numbers_be_fast_only_inside(self) -> None:
         with exact_products(torch.zeros(1, dtype=torch.bfloat16)):
-            assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            assert PRODUCTS.fp32_precision == "bf16"
+        assert PRODUCTS.fp32_precision == "ieee"
 
     def test_puts_the_setting_back_after_an_error(self) -> None:
         with pytest.raises(KeyboardInterrupt), exact_products(torch.zeros(1, dtype=torch.bfloat16)):
             raise KeyboardInterrupt
-        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert PRODUCTS.fp32_precision == "ieee"
 
     def test_leaves_it_alone_for_float32(self) -> None:
         with exact_products(torch.zeros(1)):
-            assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+            assert PRODUCTS.fp32_precision == "ieee"
 
     def test_products_of_bfloat16_numbers_stay_exact(self) -> None:
         generator = torch.Generator().manual_seed(0)
