@@ -17,17 +17,15 @@ import torch
 from torch import Tensor
 
 from heatkv.errors import OptionError, UnknownNameError
-from heatkv.kernels import ragged
+from heatkv.kernels import ragged, varlen
 from heatkv.kernels.grouped import grouped_attention
 from heatkv.kernels.mass import key_mass
 from heatkv.kernels.plain import ragged_attention_plain
-from heatkv.kernels.varlen import ragged_attention_varlen
 from heatkv.probe import Capture
 from heatkv.scales import ScaleSchedule
 from heatkv.visible import Visible
 
-_DEVICES = {"grouped": "cpu", "triton": "cuda", "varlen": "cuda", "plain": None}
-PATHS = tuple(_DEVICES)
+PATHS = ("grouped", "triton", "varlen", "plain")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +43,33 @@ class Path:
 def choose_path(device: torch.device | str, *, dtype: torch.dtype, head_dim: int, requested: str = "auto") -> Path:
     """The way that is used for a model; `requested` forces one of PATHS. Raises OptionError if it cannot work."""
     device = torch.device(device)
-    no_triton = ragged.unavailable(device, dtype=dtype, head_dim=head_dim)
     if requested != "auto":
-        return _requested_path(requested, device.type, no_triton)
+        return _requested_path(requested, device, dtype, head_dim)
     if device.type == "cpu":
         return Path("grouped", "CPU: heads that keep equally many tokens share one call")
-    if device.type != "cuda":
-        return Path("plain", f"no faster way on {device.type}")
-    if no_triton is None:
+    why_not = {name: _unavailable(name, device, dtype, head_dim) for name in ("triton", "varlen")}
+    if why_not["triton"] is None:
         return Path("triton", "CUDA: one kernel reads every head's slots in place")
-    return Path("varlen", f"CUDA, and the Triton kernel cannot be used: {no_triton}")
+    if why_not["varlen"] is None:
+        return Path("varlen", f"CUDA; the Triton kernel cannot be used: {why_not['triton']}")
+    return Path("plain", f"no faster way: {why_not['triton']}; {why_not['varlen']}")
 
 
-def _requested_path(name: str, kind: str, no_triton: str | None) -> Path:
-    if name not in _DEVICES:
+def _requested_path(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> Path:
+    if name not in PATHS:
         raise UnknownNameError("attention path", name, PATHS)
-    needed = _DEVICES[name] or kind
-    if kind != needed:
-        raise OptionError(f"attention path {name} runs on {needed}, this run is on {kind}; use auto, or plain")
-    if name == "triton" and no_triton is not None:
-        raise OptionError(f"attention path triton cannot be used: {no_triton}; use auto, or varlen")
+    why_not = _unavailable(name, device, dtype, head_dim)
+    if why_not is not None:
+        raise OptionError(f"attention path {name} cannot be used here: {why_not}; use auto, or plain")
     return Path(name, "as asked for")
+
+
+def _unavailable(name: str, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """Why a way cannot be used, as half a sentence; None if it can."""
+    if name == "grouped":
+        return None if device.type == "cpu" else f"needs the CPU, not {device.type}"
+    kernels = {"triton": ragged.unavailable, "varlen": varlen.unavailable}
+    return kernels[name](device, dtype=dtype, head_dim=head_dim) if name in kernels else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def attend(
 
 _RAGGED: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor | None]]] = {
     "triton": ragged.ragged_attention,
-    "varlen": ragged_attention_varlen,
+    "varlen": varlen.ragged_attention_varlen,
     "plain": ragged_attention_plain,
 }
 """Ways with one signature."""
