@@ -78,15 +78,18 @@ class Expected:
     """[R, H, num_scales], mean over queries; 0 where a head sees nothing."""
     key_masses: list[Tensor]
     """Per head, [R, T]: of each key it sees."""
+    largest_value: float
+    """Of what is weighted: the unit of the output's errors."""
 
 
 def expected(q: Tensor, visible: Visible, num_scales: int = NUM_SCALES) -> Expected:
     """Attention of q over what is visible, worked out in float64."""
-    outs, key_masses = [], []
+    outs, key_masses, largest_value = [], [], 0.0
     mass = torch.zeros(*q.shape[:2], num_scales, dtype=torch.float64)
     for head, slots in enumerate(visible.slots):
         keys = torch.cat((visible.pool.keys[:, slots], visible.keys[:, head]), dim=1).double()
         values = torch.cat((visible.pool.values[:, slots], visible.values[:, head]), dim=1).double()
+        largest_value = max(largest_value, float(values.abs().max()))
         weights = (q[:, head].double() @ keys.transpose(1, 2)).softmax(dim=-1)
         outs.append(weights @ values)
         key_masses.append(weights.mean(dim=1))
@@ -94,7 +97,7 @@ def expected(q: Tensor, visible: Visible, num_scales: int = NUM_SCALES) -> Expec
         received = key_masses[head].split([tokens for _, tokens in runs], dim=-1)
         for (source, _), part in zip(runs, received, strict=True):
             mass[:, head, source] = part.sum(dim=-1)
-    return Expected(torch.stack(outs, dim=1), mass, key_masses)
+    return Expected(torch.stack(outs, dim=1), mass, key_masses, largest_value)
 
 
 def scales_of(visible: Visible, *, sizes: Sequence[int] = SIZES) -> ScaleSchedule:
