@@ -1,153 +1,245 @@
-"""Attention sees exactly the segments it is given, and its mass is that of a float64 softmax over them."""
+"""One way of attention is chosen for every device and said in one line; all give the same output, mass and map."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import heatkv.attention
-from heatkv.attention import Segment, attend, attention_mass, tokens_by_head
+from heatkv.attention import PATHS, Attended, Path, attend, choose_path
+from heatkv.errors import HeatKVError, OptionError, UnknownNameError
+from heatkv.kernels import ragged, varlen
+from heatkv.probe import Capture
+from heatkv.visible import Visible
+from tests.heatkv.visible_cases import (
+    NUM_SCALES,
+    QUERY_SCALE,
+    SIZES,
+    Kept,
+    expected,
+    kept_sources,
+    queries,
+    scales_of,
+    visible_case,
+)
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+ON_CPU = [Path("grouped", "test"), Path("plain", "test")]
+EVERYTHING = Capture(mass=True, unconditional=True, maps=True)
+MASS = {torch.float32: 5e-7, torch.bfloat16: 1e-5}
+OUT = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
+"""In units of the largest value; see kernels/test_grouped.py."""
 
-ROWS, HEADS, DIM = 2, 4, 8
-SIZES = (1, 3, 5, 6)
-EVERY = tuple(range(HEADS))
-
-
-def _segments(kept: list[tuple[int, ...]], *, seed: int = 0) -> list[Segment]:
-    """One segment per source scale that has heads; the last, of all heads, is the current scale."""
-    generator = torch.Generator().manual_seed(seed)
-    segments = []
-    for scale, heads in enumerate([*kept, EVERY]):
-        shape = ROWS, HEADS, SIZES[scale], DIM
-        keys, values = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
-        if heads:
-            segments.append(Segment(scale, heads, keys[:, list(heads)], values[:, list(heads)]))
-    return segments
-
-
-def _queries(segments: list[Segment], *, seed: int = 1) -> Tensor:
-    tokens = segments[-1].num_tokens
-    return torch.randn(ROWS, HEADS, tokens, DIM, generator=torch.Generator().manual_seed(seed))
-
-
-def _reference(q: Tensor, segments: list[Segment]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Output [R, H, L, D] and mass [H, scales], head by head in float64."""
-    out, mass = np.zeros(q.shape), np.full((HEADS, len(SIZES) + 1), np.nan)
-    for head in range(HEADS):
-        seen = [(one, one.heads.index(head)) for one in segments if head in one.heads]
-        keys = torch.cat([one.keys[:, row] for one, row in seen], dim=1).double().numpy()
-        values = torch.cat([one.values[:, row] for one, row in seen], dim=1).double().numpy()
-        scores = np.exp(q[:, head].double().numpy() @ keys.transpose(0, 2, 1))
-        probabilities = scores / scores.sum(axis=-1, keepdims=True)
-        out[:, head] = probabilities @ values
-        source = np.concatenate([np.full(one.num_tokens, one.source_scale) for one, _ in seen])
-        for scale in np.unique(source):
-            mass[head, scale] = probabilities[..., source == scale].sum(axis=-1).mean()
-    return out, mass
+PATHS_ON_CPU = pytest.mark.parametrize("path", ON_CPU, ids=lambda path: path.name)
+heads_keep = st.lists(kept_sources, min_size=1, max_size=4)
 
 
-kept_heads = st.lists(st.sets(st.sampled_from(EVERY)).map(lambda heads: tuple(sorted(heads))), min_size=3, max_size=3)
+def _choose(device: str, requested: str = "auto") -> Path:
+    return choose_path(device, dtype=torch.bfloat16, head_dim=128, requested=requested)
 
 
-class TestAttend:
-    @given(kept=kept_heads)
-    @settings(deadline=None, max_examples=25)
-    def test_each_head_attends_to_the_segments_it_is_in(self, kept: list[tuple[int, ...]]) -> None:
-        segments = _segments(kept)
-        q = _queries(segments)
-
-        np.testing.assert_allclose(attend(q, segments), _reference(q, segments)[0], rtol=0, atol=2e-6)
-
-    def test_heads_that_keep_the_same_are_computed_as_if_alone(self) -> None:
-        segments = _segments([EVERY, (0, 2), EVERY])
-        q = _queries(segments)
-        without = [segments[0], *segments[2:]]
-
-        both = attend(q, segments)
-
-        # Another number of heads in one call may round otherwise.
-        torch.testing.assert_close(both[:, [0, 2]], attend(q, _segments([EVERY] * 3))[:, [0, 2]], rtol=0, atol=1e-6)
-        torch.testing.assert_close(both[:, [1, 3]], attend(q, without)[:, [1, 3]], rtol=0, atol=1e-6)
+def _attend(visible: Visible, path: Path, capture: Capture, *, conditional_rows: int = 1) -> tuple[Tensor, Attended]:
+    q = queries(visible)
+    scales = scales_of(visible)
+    return q, attend(q, visible, scales, path=path, capture=capture, conditional_rows=conditional_rows)
 
 
-class TestSegment:
-    def test_fewer_heads_have_memory_of_their_own(self) -> None:
-        whole = _segments([EVERY])[0]
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> tuple[bool, bool]:
+    """Whether CUDA has (triton, varlen), as this test wants to pretend; other devices have neither."""
+    for module, works in zip((ragged, varlen), request.param, strict=True):
 
-        part = whole.only((1, 3))
+        def unavailable(device: torch.device, *, works: bool = works, **_: object) -> str | None:
+            return None if works and device.type == "cuda" else f"not on this {device.type}"
 
-        assert part.heads == (1, 3)
-        assert torch.equal(part.keys, whole.keys[:, [1, 3]])
-        for tensor, source in ((part.keys, whole.keys), (part.values, whole.values)):
-            assert tensor.untyped_storage().nbytes() == tensor.nbytes
-            assert tensor.untyped_storage().data_ptr() != source.untyped_storage().data_ptr()
-
-    def test_the_same_heads_are_the_same_segment(self) -> None:
-        whole = _segments([(1, 3)])[0]
-
-        assert whole.only([1, 3]) is whole
-
-    def test_tokens_are_counted_for_the_heads_of_each_segment(self) -> None:
-        segments = _segments([EVERY, (), (1,)])
-
-        assert tokens_by_head(segments, HEADS, 5).tolist() == [
-            [1, 0, 0, 6, 0],
-            [1, 0, 5, 6, 0],
-            [1, 0, 0, 6, 0],
-            [1, 0, 0, 6, 0],
-        ]
+        monkeypatch.setattr(module, "unavailable", unavailable)
+    working: tuple[bool, bool] = request.param
+    return working
 
 
-class TestAttentionMass:
-    @given(kept=kept_heads)
-    @settings(deadline=None, max_examples=25)
-    def test_equals_a_float64_softmax_and_is_nan_where_unseen(self, kept: list[tuple[int, ...]]) -> None:
-        segments = _segments(kept)
-        q = _queries(segments)
+ALL_KERNELS = pytest.mark.parametrize(
+    "kernels", [(True, True), (True, False), (False, True), (False, False)], indirect=True, ids=str
+)
 
-        mass = attention_mass(q, segments, num_scales=len(SIZES) + 1)
 
-        np.testing.assert_allclose(mass, _reference(q, segments)[1], rtol=0, atol=1e-6)
+class TestChoosePath:
+    @ALL_KERNELS
+    @pytest.mark.parametrize("device", ["cpu", "cuda", "cuda:1", "mps"])
+    def test_takes_the_fastest_that_works(self, device: str, kernels: tuple[bool, bool]) -> None:
+        path = _choose(device)
 
-    @given(kept=kept_heads)
+        on_cuda = {(True, True): "triton", (True, False): "triton", (False, True): "varlen", (False, False): "plain"}
+        assert path.name == {"cpu": "grouped", "mps": "plain"}.get(device, on_cuda[kernels])
+
+    @ALL_KERNELS
+    @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+    @pytest.mark.parametrize("requested", PATHS)
+    def test_what_is_asked_for_is_used_or_refused(
+        self, requested: str, device: str, kernels: tuple[bool, bool]
+    ) -> None:
+        on_cuda = device == "cuda"
+        works = {
+            "grouped": device == "cpu",
+            "triton": on_cuda and kernels[0],
+            "varlen": on_cuda and kernels[1],
+            "plain": True,
+        }
+
+        if works[requested]:
+            assert _choose(device, requested) == Path(requested, "as asked for")
+            return
+        with pytest.raises(OptionError, match=rf"^attention path {requested} cannot be used here: .+; use auto, or"):
+            _choose(device, requested)
+
+    def test_an_unknown_name_lists_the_known(self) -> None:
+        with pytest.raises(
+            UnknownNameError, match=r"unknown attention path 'groupd'.*nearest first: grouped"
+        ) as raised:
+            _choose("cpu", "groupd")
+        assert all(name in str(raised.value) for name in PATHS)
+
+    @ALL_KERNELS
+    @pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+    @pytest.mark.parametrize("requested", ["auto", *PATHS, "other"])
+    def test_is_said_in_one_line(self, requested: str, device: str, kernels: tuple[bool, bool]) -> None:
+        try:
+            text = str(_choose(device, requested))
+        except HeatKVError as error:
+            text = str(error)
+
+        assert "\n" not in text
+        assert len(text) < 200
+
+    def test_says_the_name_and_the_reason(self) -> None:
+        assert str(_choose("cpu")) == "grouped (CPU: heads that keep equally many tokens share one call)"
+
+    def test_a_machine_without_cuda_is_told_so(self) -> None:
+        with pytest.raises(OptionError, match="needs CUDA, not cpu; use auto, or plain"):
+            _choose("cpu", "triton")
+        with pytest.raises(OptionError, match="needs CUDA, not cpu; use auto, or plain"):
+            _choose("cpu", "varlen")
+
+
+@PATHS_ON_CPU
+class TestEveryPathOnTheCpu:
+    @pytest.mark.parametrize("dtype", OUT)
+    @given(kept=heads_keep, rows=st.integers(1, 3), current=st.integers(1, 9))
+    @settings(deadline=None, max_examples=15)
+    def test_gives_dense_attention_of_what_is_visible(
+        self, kept: list[Kept], rows: int, current: int, dtype: torch.dtype, path: Path
+    ) -> None:
+        visible = visible_case(kept, rows=rows, current=current, dtype=dtype)
+
+        q, attended = _attend(visible, path, Capture())
+
+        right = expected(q, visible)
+        assert attended.out.dtype == dtype
+        assert float((attended.out.double() - right.out).abs().max()) <= OUT[dtype] * right.largest_value
+        assert (attended.mass, attended.mass_uncond, attended.map) == (None, None, None)
+
+    @pytest.mark.parametrize("dtype", MASS)
+    @given(kept=heads_keep, current=st.integers(1, 9), conditional_rows=st.integers(1, 3))
+    @settings(deadline=None, max_examples=15)
+    def test_measures_the_mass_of_either_kind_of_rows(
+        self, kept: list[Kept], current: int, conditional_rows: int, dtype: torch.dtype, path: Path
+    ) -> None:
+        visible = visible_case(kept, rows=conditional_rows + 1, current=current, dtype=dtype)
+
+        q, attended = _attend(visible, path, EVERYTHING, conditional_rows=conditional_rows)
+
+        right = expected(q, visible).mass
+        unseen = torch.from_numpy(visible.read_tokens(NUM_SCALES) == 0)
+        for mass, rows in ((attended.mass, right[:conditional_rows]), (attended.mass_uncond, right[conditional_rows:])):
+            assert mass is not None
+            assert mass.dtype == torch.float32
+            wanted = rows.mean(0).masked_fill(unseen, torch.nan)
+            torch.testing.assert_close(mass.double(), wanted, rtol=0, atol=MASS[dtype], equal_nan=True)
+
+    @pytest.mark.parametrize("dtype", MASS)
+    @given(kept=heads_keep, current=st.integers(1, 9))
+    @settings(deadline=None, max_examples=15)
+    def test_maps_every_key_to_its_place_in_the_sequence(
+        self, kept: list[Kept], current: int, dtype: torch.dtype, path: Path
+    ) -> None:
+        visible = visible_case(kept, current=current, dtype=dtype)
+
+        q, attended = _attend(visible, path, Capture(maps=True))
+
+        assert attended.map is not None
+        assert attended.mass is None
+        assert attended.map.shape == (len(kept), sum(SIZES) + current)
+        for head, of_keys in enumerate(expected(q, visible).key_masses):
+            seen = [*(scale in kept[head] for scale in range(QUERY_SCALE)), True]
+            whole = torch.repeat_interleave(torch.tensor(seen), torch.tensor([*SIZES, current]))
+            assert torch.equal(attended.map[head].isnan(), ~whole)
+            right = of_keys[0]  # the conditional row alone
+            torch.testing.assert_close(attended.map[head, whole].double(), right, rtol=0, atol=MASS[dtype])
+
+    def test_maps_sum_to_one_and_per_scale_to_the_mass(self, path: Path) -> None:
+        visible = visible_case([(), (0, 2), (0, 1, 2), (1,)])
+
+        _, attended = _attend(visible, path, EVERYTHING)
+
+        assert attended.map is not None
+        assert attended.mass is not None
+        torch.testing.assert_close(attended.map.nansum(-1), torch.ones(4), rtol=0, atol=1e-6)
+        begin = 0
+        for scale, tokens in enumerate((*SIZES, 8)):
+            received = attended.map[:, begin : begin + tokens].sum(-1)
+            torch.testing.assert_close(received, attended.mass[:, scale], rtol=0, atol=1e-6, equal_nan=True)
+            begin += tokens
+
+    @given(kept=heads_keep)
     @settings(deadline=None, max_examples=10)
-    def test_the_mass_of_a_head_sums_to_one(self, kept: list[tuple[int, ...]]) -> None:
-        segments = _segments(kept)
+    def test_mass_is_nan_exactly_where_a_head_sees_nothing_and_sums_to_one(self, kept: list[Kept], path: Path) -> None:
+        visible = visible_case(kept)
 
-        mass = attention_mass(_queries(segments), segments, num_scales=len(SIZES) + 1)
+        _, attended = _attend(visible, path, EVERYTHING)
 
-        np.testing.assert_allclose(mass.nansum(dim=-1), 1, rtol=0, atol=1e-6)
+        for mass in (attended.mass, attended.mass_uncond):
+            assert mass is not None
+            assert torch.equal(mass.isnan(), torch.from_numpy(visible.read_tokens(NUM_SCALES) == 0))
+            torch.testing.assert_close(mass.nansum(-1), torch.ones(len(kept)), rtol=0, atol=1e-6)
 
-    @pytest.mark.parametrize("block_bytes", [1, 4 * ROWS * HEADS * 15 * 2, 4 * ROWS * HEADS * 15 * 5])
-    def test_does_not_depend_on_the_block_size(self, block_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        segments = _segments([EVERY, (0, 2), EVERY])
-        q = _queries(segments)
-        whole = attention_mass(q, segments, num_scales=4)
+    def test_without_unconditional_rows_nothing_is_said_of_them(self, path: Path) -> None:
+        _, attended = _attend(visible_case([(0,), ()]), path, EVERYTHING, conditional_rows=2)
 
-        monkeypatch.setattr(heatkv.attention, "_MASS_BLOCK_BYTES", block_bytes)
-        blocked = attention_mass(q, segments, num_scales=4)
+        assert attended.mass is not None
+        assert attended.mass_uncond is None
 
-        # The order of a float32 sum over six queries is all that changes.
-        torch.testing.assert_close(blocked, whole, rtol=0, atol=1e-6, equal_nan=True)
+    @pytest.mark.parametrize("dtype", OUT)
+    def test_capturing_exactly_changes_no_bit(self, dtype: torch.dtype, path: Path) -> None:
+        visible = visible_case([(), (0, 2), (0, 1, 2), (1,)], dtype=dtype)
 
-    def test_is_float32_and_adds_up_for_bfloat16_keys(self) -> None:
-        rounded = [
-            Segment(one.source_scale, one.heads, one.keys.bfloat16(), one.values.bfloat16())
-            for one in _segments([EVERY, (0, 2), EVERY])
-        ]
-        q = _queries(rounded).bfloat16()
+        _, without = _attend(visible, path, Capture())
+        captures = [Capture(mass=True), Capture(maps=True), Capture(unconditional=True), EVERYTHING]
 
-        mass = attention_mass(q, rounded, num_scales=4)
+        assert all(torch.equal(_attend(visible, path, one)[1].out, without.out) for one in captures)
 
-        assert mass.dtype == torch.float32
-        np.testing.assert_allclose(mass.nansum(dim=-1), 1, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(mass, _reference(q, rounded)[1][:, :4], rtol=0, atol=1e-6)
+    def test_measuring_more_does_not_change_what_else_is_measured(self, path: Path) -> None:
+        visible = visible_case([(), (0, 2), (0, 1, 2)])
+
+        _, alone = _attend(visible, path, Capture(mass=True))
+        _, together = _attend(visible, path, EVERYTHING)
+
+        # The map's second look includes the current scale, which is otherwise the rest to 1.
+        torch.testing.assert_close(alone.mass, together.mass, rtol=0, atol=1e-6, equal_nan=True)
+
+
+class TestFastCapture:
+    @pytest.mark.parametrize("dtype", OUT)
+    def test_of_many_queries_is_as_near_as_the_exact_one(self, dtype: torch.dtype) -> None:
+        sizes = 10, 150, 200
+        visible = visible_case([(), (0, 2), (0, 1, 2)], current=600, head_dim=32, dtype=dtype, sizes=sizes)
+        q, scales = queries(visible), scales_of(visible, sizes=sizes)
+        capture = Capture(mass=True, bit_exact=False)
+
+        attended = attend(q, visible, scales, path=ON_CPU[0], capture=capture, conditional_rows=1)
+
+        right = expected(q, visible)
+        unseen = torch.from_numpy(visible.read_tokens(NUM_SCALES) == 0)
+        wanted = right.mass[0].masked_fill(unseen, torch.nan)
+        assert attended.mass is not None
+        assert float((attended.out.double() - right.out).abs().max()) <= OUT[dtype] * right.largest_value
+        torch.testing.assert_close(attended.mass.double(), wanted, rtol=0, atol=MASS[dtype], equal_nan=True)
