@@ -22,7 +22,7 @@ from heatkv.calibrate import measure_prompt
 from heatkv.generate import Sampling
 from heatkv.orders import HeadOrders
 from heatkv.pipeline import DTYPES, Pipeline
-from heatkv.probe import NullProbe, StepInfo
+from heatkv.probe import Capture, NullProbe, StepInfo
 from heatkv.scas import ScasAccumulator, ScasScores
 from heatkv.tiny.compare import compare, reference_runs
 from heatkv.tiny.scenes import Scene, held_out_scenes, render, training_scenes
@@ -149,7 +149,7 @@ def uniform_distance(pipeline: Pipeline, scenes: Sequence[Scene], *, seed: int =
 
 
 class _LastScaleMass(NullProbe):
-    wants_attention_mass = True
+    capture = Capture(mass=True, bit_exact=False)
 
     def __init__(self) -> None:
         self.masses: list[NDArray[np.float64]] = []
