@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from heatkv.errors import HeatKVError, ScheduleError
-from heatkv.generate import Generation, Sampling, generate, sample_bits
+from heatkv.generate import Generation, Sampling, StepClock, generate, sample_bits
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
+from heatkv.probe import Capture, StepInfo
 from heatkv.scales import ScaleSchedule
 from heatkv.transformer import Infinity, Rope
 from heatkv.vae import ResidualCodes
@@ -33,6 +34,7 @@ CASES = [
     *(("golden_patchify", case) for case in ("main", "batch2")),
 ]
 UNGUIDED = Sampling(cfg=1.0)
+EVERYTHING = Capture(mass=True, unconditional=True, maps=True)
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +224,10 @@ class TestSchedule:
         np.testing.assert_array_equal(kept, schedule.kept_tokens())
         np.testing.assert_array_equal(read, schedule.read_tokens())
         assert [step.accounted_bytes for step in heard.steps] == (schedule.tokens_held() * bytes_per_token).tolist()
-        assert [step.storage_bytes for step in heard.steps] == [step.accounted_bytes for step in heard.steps]
+        capacity = schedule.peak_tokens
+        assert heard.starts[0].capacity_tokens == capacity
+        for step in heard.steps:  # the pool from the first step on, and a number of four bytes per slot at the most
+            assert capacity * bytes_per_token <= step.storage_bytes <= capacity * (bytes_per_token + 4)
         offered = [tokens * small_model.config.num_heads for tokens in (*small_scales.tokens[:-1], 0)]
         freed = sum(step.evicted_tokens for step in heard.steps)
         assert sum(offered) * small_model.config.num_layers - freed == schedule.tokens_held()[-1]
@@ -373,7 +378,7 @@ class TestGuidance:
             generate(small_model, small_texts, small_scales, seed=0, sampling=sampling, probe=probe)
 
         assert [heard.starts[0].rows for heard in (guided, plain, listed)] == [4, 2, 2]
-        assert guided.steps[-1].storage_bytes == 2 * plain.steps[-1].storage_bytes
+        assert guided.steps[-1].accounted_bytes == 2 * plain.steps[-1].accounted_bytes
         assert torch.equal(plain.logits, listed.logits)
 
     def test_a_scale_with_cfg_one_is_the_conditional_row_alone(
@@ -467,6 +472,17 @@ class TestProbe:
         assert (start.model, start.num_layers, start.num_heads, start.head_dim) == ("small", 4, 4, 16)
         assert (start.rows, start.bits_per_token, start.dtype, start.dtype_bytes) == (4, 8, "float32", 4)
         assert (start.device, start.scales, start.schedule) == ("cpu", small_scales, schedule)
+        assert start.attention == "grouped (CPU: heads that keep equally many tokens share one call)"
+        assert start.capacity_tokens == schedule.peak_tokens
+
+    def test_knows_the_way_of_attention_that_was_asked_for(
+        self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
+    ) -> None:
+        heard = Recording()
+
+        generate(small_model, small_texts, small_scales, seed=0, probe=heard, attention="plain")
+
+        assert heard.starts[0].attention == "plain (as asked for)"
 
     def test_hears_bits_logits_and_codes_of_each_scale(
         self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
@@ -491,37 +507,6 @@ class TestProbe:
         times = [time for step in heard.steps for time in (step.begin_ns, step.end_ns)]
         assert times == sorted(times)
 
-    def test_attention_mass_is_measured_only_if_wanted_and_never_changes_the_run(
-        self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
-    ) -> None:
-        schedule = random_schedule(small_model.config, small_scales, seed=2)
-        without, with_mass = Recording(), Recording(wants_attention_mass=True)
-
-        for probe in (without, with_mass):
-            generate(small_model, small_texts, small_scales, seed=0, schedule=schedule, probe=probe)
-
-        assert torch.equal(without.logits, with_mass.logits)
-        assert all(step.attention_mass is None for step in without.steps)
-        for step in with_mass.steps:
-            assert step.attention_mass is not None
-            np.testing.assert_allclose(step.attention_mass.nansum(dim=-1), 1, rtol=0, atol=1e-6)
-            np.testing.assert_array_equal(step.attention_mass.isnan(), step.read_tokens == 0)
-
-    def test_attention_mass_is_that_of_the_conditional_rows(
-        self,
-        small_model: Infinity,
-        small_texts: list[Tensor],
-        small_scales: ScaleSchedule,
-        small_bits: tuple[Tensor, ...],
-    ) -> None:
-        guided, plain = Recording(wants_attention_mass=True), Recording(wants_attention_mass=True)
-
-        for sampling, probe in ((Sampling(), guided), (UNGUIDED, plain)):
-            generate(small_model, small_texts, small_scales, sampling=sampling, forced_bits=small_bits, probe=probe)
-
-        for step, alone in zip(guided.steps, plain.steps, strict=True):
-            torch.testing.assert_close(step.attention_mass, alone.attention_mass, rtol=0, atol=1e-6, equal_nan=True)
-
     def test_the_cache_is_released_when_a_probe_fails(
         self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
     ) -> None:
@@ -534,6 +519,173 @@ class TestProbe:
             generate(small_model, small_texts, small_scales, seed=0, probe=Failing())
 
 
+class TestCapture:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    @pytest.mark.parametrize("attention", ["grouped", "plain"])
+    def test_exactly_done_it_changes_neither_bits_nor_image(
+        self,
+        attention: str,
+        dtype: torch.dtype,
+        small_config: ModelConfig,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+        small_vae: BSQVAE,
+    ) -> None:
+        model = lively(small_config).cast_layers(dtype)
+        schedule = random_schedule(small_config, small_scales, seed=2)
+        heard = [Recording(), Recording(EVERYTHING)]
+
+        without, with_capture = (
+            generate(
+                model,
+                small_texts,
+                small_scales,
+                seed=0,
+                schedule=schedule,
+                probe=probe,
+                vae=small_vae,
+                attention=attention,
+            )
+            for probe in heard
+        )
+
+        assert torch.equal(heard[0].logits, heard[1].logits)
+        assert all(torch.equal(*pair) for pair in zip(without.bits, with_capture.bits, strict=True))
+        assert without.image is not None
+        assert with_capture.image is not None
+        assert torch.equal(without.image, with_capture.image)
+
+    def test_tells_nothing_that_was_not_asked_for(
+        self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
+    ) -> None:
+        for capture in (Capture(), Capture(mass=True), Capture(unconditional=True), Capture(maps=True)):
+            heard = Recording(capture)
+
+            generate(small_model, small_texts, small_scales, seed=0, probe=heard)
+
+            for step in heard.steps:
+                told = (step.attention_mass, step.attention_mass_uncond, step.attention_map)
+                asked = (capture.mass, capture.unconditional, capture.maps)
+                assert tuple(one is not None for one in told) == asked
+
+    @pytest.mark.parametrize("capture", [Capture(mass=True), Capture(mass=True, bit_exact=False)], ids=str)
+    def test_the_mass_of_a_head_sums_to_one_and_is_nan_where_it_cannot_see(
+        self, capture: Capture, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
+    ) -> None:
+        schedule, heard = random_schedule(small_model.config, small_scales, seed=2), Recording(capture)
+
+        generate(small_model, small_texts, small_scales, seed=0, schedule=schedule, probe=heard)
+
+        for step in heard.steps:
+            assert step.attention_mass is not None
+            assert (step.attention_mass.dtype, step.attention_mass.shape) == (torch.float32, (4, 5))
+            np.testing.assert_allclose(step.attention_mass.nansum(dim=-1), 1, rtol=0, atol=1e-6)
+            np.testing.assert_array_equal(step.attention_mass.isnan(), step.read_tokens == 0)
+
+    def test_maps_have_a_number_for_every_token_so_far_that_sum_to_the_mass(
+        self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
+    ) -> None:
+        schedule, heard = random_schedule(small_model.config, small_scales, seed=2), Recording(EVERYTHING)
+        offsets = small_scales.offsets
+
+        generate(small_model, small_texts, small_scales, seed=0, schedule=schedule, probe=heard)
+
+        for step in heard.steps:
+            assert step.attention_map is not None
+            assert step.attention_mass is not None
+            assert step.attention_map.shape == (4, offsets[step.query_scale + 1])
+            for source in range(step.query_scale + 1):
+                received = step.attention_map[:, offsets[source] : offsets[source + 1]]
+                # NaN where unseen, in both.
+                np.testing.assert_allclose(received.sum(-1), step.attention_mass[:, source], rtol=0, atol=1e-6)
+
+    def test_mass_is_that_of_the_conditional_rows(
+        self,
+        small_model: Infinity,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+        small_bits: tuple[Tensor, ...],
+    ) -> None:
+        guided, plain = Recording(EVERYTHING), Recording(EVERYTHING)
+
+        for sampling, probe in ((Sampling(), guided), (UNGUIDED, plain)):
+            generate(small_model, small_texts, small_scales, sampling=sampling, forced_bits=small_bits, probe=probe)
+
+        for step, alone in zip(guided.steps, plain.steps, strict=True):
+            torch.testing.assert_close(step.attention_mass, alone.attention_mass, rtol=0, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(step.attention_map, alone.attention_map, rtol=0, atol=1e-6, equal_nan=True)
+
+    def test_unconditional_mass_is_that_of_the_negative_prompt_alone(
+        self,
+        small_model: Infinity,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+        small_bits: tuple[Tensor, ...],
+    ) -> None:
+        guided, negative = Recording(EVERYTHING), Recording(EVERYTHING)
+        bits = [one[:1] for one in small_bits]
+
+        generate(small_model, small_texts[:1], small_scales, forced_bits=bits, negatives=small_texts[1:], probe=guided)
+        generate(small_model, small_texts[1:], small_scales, sampling=UNGUIDED, forced_bits=bits, probe=negative)
+
+        for step, alone in zip(guided.steps, negative.steps, strict=True):
+            wanted = alone.attention_mass
+            torch.testing.assert_close(step.attention_mass_uncond, wanted, rtol=0, atol=1e-6, equal_nan=True)
+            assert alone.attention_mass_uncond is None
+        last = guided.steps[-1]
+        assert last.attention_mass is not None
+        assert last.attention_mass_uncond is not None
+        assert not torch.allclose(last.attention_mass, last.attention_mass_uncond, rtol=0, atol=1e-3)
+
+
+class _Event:
+    """A device that works 5 ms from one event to the next."""
+
+    made = 0
+
+    def record(self) -> None:
+        _Event.made += 1
+        self.number = _Event.made
+
+    def elapsed_time(self, end: _Event) -> float:
+        return 5.0 * (end.number - self.number)
+
+
+class TestStepClock:
+    def _step(self, clock: StepClock, layer: int) -> tuple[StepInfo, list[StepInfo]]:
+        """A step, and those that the clock lets out at its end."""
+        begin_ns, end_ns = clock.end()
+        tokens = np.zeros((1, 2), np.int64)
+        step = StepInfo(0, layer, begin_ns, end_ns, None, 0, 0, 0, tokens, tokens)
+        told = clock.step_done(step)
+        clock.begin()
+        return step, told
+
+    def test_on_the_cpu_a_step_is_told_at_once_and_host_time_is_its_time(self) -> None:
+        clock = StepClock("cpu")
+        clock.begin()
+
+        step, told = self._step(clock, 0)
+
+        assert told == [step]
+        assert step.device_ns is None
+        assert step.begin_ns <= step.end_ns
+        assert clock.scale_done() == []
+
+    def test_with_a_device_steps_wait_for_their_scale_and_have_its_times(self) -> None:
+        clock = StepClock("cuda", new_event=_Event)  # type: ignore[arg-type]  # what it uses of an event
+        for _ in range(2):
+            clock.begin()
+            steps = [self._step(clock, layer) for layer in range(3)]
+
+            told = clock.scale_done()
+
+            assert [early for _, early in steps] == [[]] * 3
+            assert [step.layer for step in told] == [0, 1, 2]
+            assert [step.device_ns for step in told] == [5_000_000] * 3
+            assert [step.begin_ns for step in told] == [step.begin_ns for step, _ in steps]
+
+
 class TestBfloat16:
     def test_keys_and_values_are_held_in_bfloat16_and_logits_stay_near(
         self,
@@ -544,13 +696,13 @@ class TestBfloat16:
         small_bits: tuple[Tensor, ...],
     ) -> None:
         rounded = lively(small_config).cast_layers(torch.bfloat16)
-        heard, exact = Recording(wants_attention_mass=True), Recording()
+        heard, exact = Recording(Capture(mass=True)), Recording()
 
         generate(rounded, small_texts, small_scales, forced_bits=small_bits, probe=heard)
         generate(small_model, small_texts, small_scales, forced_bits=small_bits, probe=exact)
 
         assert (heard.starts[0].dtype, heard.starts[0].dtype_bytes) == ("bfloat16", 2)
-        assert 2 * heard.steps[-1].storage_bytes == exact.steps[-1].storage_bytes
+        assert 2 * heard.steps[-1].accounted_bytes == exact.steps[-1].accounted_bytes
         assert heard.logits.dtype == torch.float32
         # bfloat16 has 8 bits; the logits' standard deviation is about 3.
         assert (heard.logits - exact.logits).abs().mean() < 0.1 * exact.logits.std()
@@ -566,6 +718,25 @@ class TestBfloat16:
 
 
 class TestRefusal:
+    @pytest.mark.parametrize(
+        ("attention", "message"),
+        [
+            ("grouped with", "unknown attention path 'grouped with'; known, nearest first: grouped,"),
+            ("triton", "attention path triton cannot be used here: needs CUDA, not cpu; use auto, or plain"),
+            ("varlen", "attention path varlen cannot be used here: needs CUDA, not cpu; use auto, or plain"),
+        ],
+    )
+    def test_a_way_of_attention_that_is_unknown_or_not_here(
+        self,
+        attention: str,
+        message: str,
+        small_model: Infinity,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+    ) -> None:
+        with pytest.raises(HeatKVError, match=message):
+            generate(small_model, small_texts, small_scales, attention=attention)
+
     @pytest.mark.parametrize(
         ("wrong", "message"),
         [
