@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from heatkv.calibrate import MassProbe, measure_prompt
 from heatkv.generate import Sampling, generate
+from heatkv.kernels import grouped
 from heatkv.scas import ScasAccumulator
 from heatkv.text_encoder import RandomTextEncoder
 from heatkv.transformer import Infinity, Rope
@@ -98,6 +99,22 @@ def test_the_scores_of_merged_prompts_are_s_cas(
 
     assert together.prompts == 2
     np.testing.assert_allclose(together.scores().scores, _direct_scores(masses), rtol=0, atol=1e-6)
+
+
+def test_so_are_those_measured_by_adding_up_partial_attentions(
+    small_model: Infinity,
+    encoder: RandomTextEncoder,
+    small_scales: ScaleSchedule,
+    masses: list[NDArray[np.float64]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grouped, "_MERGE_QUERIES", 4)
+    monkeypatch.setattr(grouped, "_MERGE_TOKENS", 1)
+
+    measured = measure_prompt(small_model, encoder, small_scales, PROMPTS[0], seed=0, sink_scales=SINKS)
+
+    # Of so few queries flash attention's logsumexp, with its approximate exponentials, averages to less than that.
+    np.testing.assert_allclose(measured.scores().scores, _direct_scores(masses[:1]), rtol=0, atol=1e-5)
 
 
 def test_one_prompt_and_no_sinks_are_s_cas_too(
