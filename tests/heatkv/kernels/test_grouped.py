@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 OUT = {torch.float32: 1e-5, torch.bfloat16: 4e-3}
 """Largest error of the output in units of the largest value. bfloat16: the softmax and its product are rounded to 8
 bits, each by at most 0.002."""
+ADDED_UP = OUT | {torch.bfloat16: 6e-3}
+"""The same where partial attentions, rounded too, were added up."""
 MASS = {torch.float32: 5e-7, torch.bfloat16: 1e-5}
 
 DTYPES = pytest.mark.parametrize("dtype", OUT)
@@ -194,7 +196,7 @@ class TestFastCapture:
 
         assert mass is not None
         assert (out.dtype, mass.dtype) == (dtype, torch.float32)
-        assert _error(out, right) <= OUT[dtype]
+        assert _error(out, right) <= ADDED_UP[dtype]
         # So few queries do not average what flash attention's exponentials err by.
         torch.testing.assert_close(mass.double(), right.mass[:capture_rows], rtol=0, atol=10 * MASS[dtype])
 
@@ -210,7 +212,7 @@ class TestFastCapture:
         out, mass, _ = grouped_attention(q, visible, num_scales=NUM_SCALES, capture_rows=1, bit_exact=False)
 
         assert mass is not None
-        assert _error(out, right) <= OUT[dtype]
+        assert _error(out, right) <= ADDED_UP[dtype]
         torch.testing.assert_close(mass.double(), right.mass[:1], rtol=0, atol=MASS[dtype])
         torch.testing.assert_close(mass.sum(-1), torch.ones(1, len(SOME)), rtol=0, atol=1e-6)
 
