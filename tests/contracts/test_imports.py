@@ -7,13 +7,14 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "textual", "h5py", "numpy", "pynvml", "transformers")
+HEAVY = ("torch", "textual", "h5py", "numpy", "pynvml", "transformers", "triton")
 
 ALLOWED = {
     "import heatkv": (),
     "import kvscope": (),
     "import heatkv.errors, heatkv.config, heatkv.scales, heatkv.probe": (),
     "import heatkv.schedule, heatkv.orders, heatkv.scas, heatkv.policies.full, heatkv.policies.heatkv": ("numpy",),
+    "import heatkv.attention, heatkv.generate, heatkv.calibrate": ("numpy", "torch"),
     "import kvscope.errors, kvscope.units, kvscope.job, kvscope.cli": (),
     "import kvscope.report, kvscope.png": ("numpy",),
     "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),

@@ -50,8 +50,8 @@ SAMPLINGS = {
 }
 
 BFLOAT16 = {True: 4e-3, False: 6e-3}
-"""Largest error of an attention output in units of the largest value: the softmax and its product are rounded to 8 bits,
-each by at most 0.002, and partial attentions, which capturing not bit-exactly adds up, once more."""
+"""Bit-exact or not → largest error of an attention output in units of the largest value. The softmax and its product are
+rounded to 8 bits, each by at most 0.002, and partial attentions, which the fast way of capturing adds up, once more."""
 
 BATCH = 3
 TINY_VAE = VAEConfig(4, 4, base_channels=8, multipliers=(1, 2, 1), encoder_blocks=1, norm_groups=4)
