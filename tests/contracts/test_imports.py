@@ -14,7 +14,7 @@ ALLOWED = {
     "import kvscope": (),
     "import heatkv.errors, heatkv.config, heatkv.scales, heatkv.probe": (),
     "import heatkv.schedule, heatkv.orders, heatkv.scas, heatkv.policies.full, heatkv.policies.heatkv": ("numpy",),
-    "import heatkv.attention, heatkv.generate, heatkv.calibrate": ("numpy", "torch"),
+    "import heatkv.attention, heatkv.generate, heatkv.calibrate": ("numpy", "torch", "pynvml"),  # torch imports pynvml
     "import kvscope.errors, kvscope.units, kvscope.job, kvscope.cli": (),
     "import kvscope.report, kvscope.png": ("numpy",),
     "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),

@@ -50,7 +50,7 @@ SAMPLINGS = {
 }
 
 BFLOAT16 = {True: 4e-3, False: 6e-3}
-"""Bit-exact or not → largest error of an attention output in units of the largest value. The softmax and its product are
+"""By bit_exact: largest error of an attention output in units of the largest value. The softmax and its product are
 rounded to 8 bits, each by at most 0.002, and partial attentions, which the fast way of capturing adds up, once more."""
 
 BATCH = 3
