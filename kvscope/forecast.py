@@ -1,0 +1,118 @@
+"""What a schedule will make a run hold, before anything runs: the cache to the byte, the rest as estimates.
+
+Pure numpy. What it says of the cache, of weights and of a layer's tensors is heatkv's doing; tests compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.config import ModelConfig
+    from heatkv.schedule import PruningSchedule
+
+SLOT_NUMBER_BYTES = 4
+"""Of one slot's number in the cache's index (heatkv.pool.Slots)."""
+TOKENS_AT_ONCE = 1024
+"""Tokens that a layer's feed-forward takes at a time (heatkv.transformer)."""
+GATHER_BYTES = 32 << 20
+"""The most that keys and values gathered for one call take, but at least one head's (heatkv.kernels.grouped)."""
+_NUM_LEVELS = 15
+_F32 = 4
+
+
+def stored_bytes(schedule: PruningSchedule, bytes_per_token: int) -> NDArray[np.int64]:
+    """Bytes of the pool and of the index into it after each step: [num_steps]; exactly what a run records.
+
+    The pool has room for the schedule's peak. The index holds the number of every slot that was ever in use: those of
+    the sink scales from the start; one that came back is kept in a list, and goes out again before a new one does.
+    """
+    tokens = np.array(schedule.scales.tokens)
+    sinks = tokens[: schedule.sink_scales] * schedule.num_heads
+    steps = np.arange(schedule.num_steps)[:, None]
+    written = np.array([source * schedule.num_layers for source in range(schedule.sink_scales)], np.int64)
+    layers_written = np.clip(steps + 1 - written, 0, schedule.num_layers)
+    others_held = schedule.tokens_held() - layers_written @ sinks
+    slots_used = sinks.sum() * schedule.num_layers + np.maximum.accumulate(others_held)
+    pool: NDArray[np.int64] = schedule.peak_tokens * bytes_per_token + SLOT_NUMBER_BYTES * slots_used
+    return pool
+
+
+def weight_bytes(config: ModelConfig, dtype_bytes: int) -> int:
+    """Bytes of the transformer's weights: matrices of the layers in the run's dtype, everything else in float32."""
+    width, hidden, text, bits = config.width, config.ffn_width, config.text_width, config.bits_per_token
+    layer_matrices = 8 * width**2 + 2 * width * hidden + 4 * width + hidden
+    layer_vectors = 13 * width + config.num_heads
+    around = [
+        config.text_maxlen * text + text,  # unconditional text and text norm
+        2 * text * width + width**2 + 4 * width,  # text pool
+        text * width + width**2 + 2 * width,  # text projection
+        (1 + _NUM_LEVELS) * width,  # start and level embeddings
+        bits * width + width,  # word embedding
+        8 * width**2 + 8 * width,  # modulations
+        2 * bits * width + 2 * bits,  # head
+    ]
+    layers = config.num_layers * (layer_matrices * dtype_bytes + layer_vectors * _F32)
+    return layers + sum(around) * _F32
+
+
+@dataclass(frozen=True, slots=True)
+class Transients:
+    """Estimates, in bytes, of what one layer of a scale needs for a moment, beside cache and weights."""
+
+    stream_bytes: int
+    """A layer's input and output, float32."""
+    qkv_bytes: int
+    """Queries, keys and values of the scale."""
+    attended_bytes: int
+    """What attention gives."""
+    gathered_bytes: int
+    """Keys and values copied together for one call of attention; 0 where a kernel reads them in place."""
+    ffn_bytes: int
+    """Hidden numbers of the feed-forward layer, before and after its nonlinearity, TOKENS_AT_ONCE at a time."""
+    logits_bytes: int
+    """Of the scale's bits, float32."""
+
+    @property
+    def total_bytes(self) -> int:
+        """At most so much at once: keys and values are gathered before the feed-forward begins."""
+        moment = max(self.gathered_bytes, self.ffn_bytes)
+        return max(self.stream_bytes + self.qkv_bytes + self.attended_bytes + moment, self.logits_bytes)
+
+
+def transients(
+    schedule: PruningSchedule, config: ModelConfig, query_scale: int, *, rows: int, dtype_bytes: int, attention: str
+) -> Transients:
+    """What a layer of a scale needs; `attention`: the way it is computed, one of heatkv.attention.PATHS."""
+    tokens = schedule.scales.tokens[query_scale]
+    channel_bytes = rows * tokens * config.width
+    return Transients(
+        stream_bytes=2 * channel_bytes * _F32,
+        qkv_bytes=3 * channel_bytes * dtype_bytes,
+        attended_bytes=channel_bytes * dtype_bytes,
+        gathered_bytes=_gathered_bytes(schedule, query_scale, 2 * rows * config.head_dim * dtype_bytes, attention),
+        ffn_bytes=2 * rows * min(tokens, TOKENS_AT_ONCE) * config.ffn_width * dtype_bytes,
+        logits_bytes=rows * tokens * 2 * config.bits_per_token * _F32,
+    )
+
+
+def _gathered_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: int, attention: str) -> int:
+    """The most of any layer; heads that see the same scales are gathered together, as GATHER_BYTES allow."""
+    if attention == "triton":
+        return 0
+    visible = schedule.visible(query_scale)
+    tokens = np.where(visible, np.array(schedule.scales.tokens), 0)
+    if attention == "varlen":
+        return int(tokens.sum(axis=(1, 2)).max()) * token_bytes
+    most = 0
+    for layer in visible:
+        for seen, heads in zip(*np.unique(layer, axis=0, return_counts=True), strict=True):
+            head_bytes = int(seen @ np.array(schedule.scales.tokens)) * token_bytes
+            together = min(int(heads), max(1, GATHER_BYTES // head_bytes))
+            most = max(most, together * head_bytes if seen[:query_scale].any() else 0)
+    return most

@@ -1,0 +1,112 @@
+"""The forecast is heatkv's doing to the byte: compared with the real cache and the real model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from heatkv.cache import KVCache
+from heatkv.config import MODELS, ModelConfig, VAEConfig
+from heatkv.kernels import grouped
+from heatkv.orders import HeadOrders
+from heatkv.policies.full import FullPolicy
+from heatkv.policies.heatkv import HeatKVPolicy
+from heatkv.pool import Slots
+from heatkv.scales import ScaleSchedule
+from heatkv.schedule import PruningSchedule, minimum_budget
+from heatkv.transformer import _TOKENS_AT_ONCE, Infinity
+from kvscope import forecast
+
+SCALES = ScaleSchedule.custom(((1, 1), (2, 2), (2, 3), (3, 3), (4, 4)))
+CONFIG = ModelConfig("planned", 3, 32, 4, 3, VAEConfig(8, 4), sink_scales=1)
+ROWS, DTYPE_BYTES = 2, 4
+TOKEN_BYTES = CONFIG.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES, rows=ROWS)
+
+
+def planned(fraction: float, *, sinks: int, seed: int) -> PruningSchedule:
+    random, least = np.random.default_rng(seed), minimum_budget(SCALES, sinks)
+    slots = [random.permutation(CONFIG.num_layers * CONFIG.num_heads) for _ in range(SCALES.num_scales - 1 - sinks)]
+    orders = HeadOrders(np.array(slots, np.int32), sinks, CONFIG.num_layers, CONFIG.num_heads)
+    return HeatKVPolicy(orders).plan(CONFIG, SCALES, budget=least + (1 - least) * fraction, sink_scales=sinks)
+
+
+def any_drops(seed: int, sinks: int) -> PruningSchedule:
+    """Drop steps that no planner would give."""
+    random, last = np.random.default_rng(seed), CONFIG.num_layers * SCALES.num_scales - 1
+    written = np.arange(CONFIG.num_layers)[:, None, None] + np.arange(SCALES.num_scales) * CONFIG.num_layers
+    drop_step = random.integers(np.broadcast_to(written, (3, 4, SCALES.num_scales)), last + 1)
+    drop_step[:, :, :sinks] = last
+    drop_step[:, :, -1] = written[:, :, -1]
+    return PruningSchedule(drop_step, CONFIG.name, SCALES, sinks, "any")
+
+
+SCHEDULES = [
+    FullPolicy().plan(CONFIG, SCALES),
+    *(planned(fraction, sinks=sinks, seed=sinks) for fraction in (0.0, 0.1, 0.5, 1.0) for sinks in (1, 2)),
+    *(any_drops(seed, seed % 3) for seed in range(12)),
+]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_stored_bytes_are_those_of_the_real_cache_after_every_step(schedule: PruningSchedule) -> None:
+    cache = KVCache(schedule, rows=ROWS, head_dim=CONFIG.head_dim, dtype=torch.float32)
+    held = []
+    for step in range(schedule.num_steps):
+        query_scale, layer = divmod(step, schedule.num_layers)
+        keys = torch.zeros(ROWS, CONFIG.num_heads, SCALES.tokens[query_scale], CONFIG.head_dim)
+        cache.store(layer, query_scale=query_scale, keys=keys, values=keys)
+        held.append(cache.storage_bytes)
+
+    predicted = forecast.stored_bytes(schedule, TOKEN_BYTES)
+
+    assert predicted.tolist() == held
+    assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
+
+
+@pytest.mark.parametrize("config", MODELS.values(), ids=list(MODELS))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_weights_are_those_of_the_real_transformer(config: ModelConfig, dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        model = Infinity(config).cast_layers(dtype)
+    held = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+
+    assert forecast.weight_bytes(config, dtype.itemsize) == held
+
+
+def test_constants_are_heatkvs() -> None:
+    assert grouped.GATHER_BYTES == forecast.GATHER_BYTES
+    assert _TOKENS_AT_ONCE == forecast.TOKENS_AT_ONCE
+    assert np.empty(1, Slots.__args__[1].__args__[0]).nbytes == forecast.SLOT_NUMBER_BYTES
+
+
+def transients(schedule: PruningSchedule, query_scale: int, attention: str = "grouped") -> forecast.Transients:
+    return forecast.transients(schedule, CONFIG, query_scale, rows=ROWS, dtype_bytes=DTYPE_BYTES, attention=attention)
+
+
+def test_a_layers_tensors_are_counted_in_full() -> None:
+    found = transients(FullPolicy().plan(CONFIG, SCALES), 4)
+
+    assert found.qkv_bytes == 3 * ROWS * 16 * 32 * 4
+    assert found.logits_bytes == ROWS * 16 * 2 * 8 * 4
+    assert found.gathered_bytes == 4 * SCALES.total_tokens * TOKEN_BYTES
+    assert found.total_bytes == found.stream_bytes + found.qkv_bytes + found.attended_bytes + max(
+        found.gathered_bytes, found.ffn_bytes
+    )
+
+
+def test_no_more_is_gathered_than_allowed_but_at_least_one_head(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = FullPolicy().plan(CONFIG, SCALES)
+    head_bytes = SCALES.total_tokens * TOKEN_BYTES
+
+    for allowed, heads in ((head_bytes * 3 + 1, 3), (head_bytes // 2, 1)):
+        monkeypatch.setattr(forecast, "GATHER_BYTES", allowed)
+        assert transients(schedule, 4).gathered_bytes == heads * head_bytes
+
+
+def test_nothing_is_gathered_where_there_is_no_history_or_a_kernel_reads_in_place() -> None:
+    schedule = FullPolicy().plan(CONFIG, SCALES)
+
+    assert transients(schedule, 0).gathered_bytes == 0
+    assert transients(schedule, 4, "triton").gathered_bytes == 0
+    assert transients(schedule, 4, "varlen").gathered_bytes == 4 * SCALES.total_tokens * TOKEN_BYTES
