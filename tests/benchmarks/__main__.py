@@ -1,62 +1,122 @@
-"""`make bench`: every bench_*.py of this folder, its rows as text and as JSON, with machine, versions and commit."""
+"""`make bench`, or `python -m tests.benchmarks [NAME ...]`: benchmarks by name, as text and as one JSON file.
+
+stdout has the table: value, what it is compared with, their ratio with its spread, the goal and whether it is reached.
+The JSON file has the same numbers with machine, versions, commit and date; it is rewritten after each benchmark.
+"""
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
+import importlib
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_FOLDER = Path(__file__).parent
-_PACKAGES = ("torch", "numpy", "h5py", "textual")
+import torch
+
+from tests.benchmarks.harness import Result, commit, machine
 
 
-def main() -> None:
-    report = {"machine": _machine(), "commit": _commit(), "date": time.strftime("%Y-%m-%d"), "results": []}
-    sys.stdout.write(f"{json.dumps(report['machine'])}\n")
-    for path in sorted(_FOLDER.glob("bench_*.py")):
-        result = _load(path).run()
-        report["results"].append(result)
-        sys.stdout.write(f"\n{result['name']} (median of {result['repeats']}; other: {result['other']})\n")
-        for row in result["rows"]:
-            ours, other = f"{row['ours_s'] * 1e3:.2f} ms", f"{row['other_s'] * 1e3:.1f} ms"
-            sys.stdout.write(
-                f"  {row['name']:34} {ours:>12}  other {other:>12}  ratio {row['ratio']:.2f}  {row['note']}\n"
-            )
-    out = Path("out") / "bench.json"
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    sys.stdout.write(f"\nwritten to {out}\n")
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A row of BENCHMARKS."""
+
+    what: str
+    minutes: float
+    """On two CPU cores."""
+    by_default: bool = True
+    on_cuda: bool = False
+    """Whether it takes a device."""
 
 
-def _load(path: Path) -> Any:  # Any: a module
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
+BENCHMARKS = {
+    "planner": Benchmark("planning a schedule, beside a construction from sets", 0.1),
+    "attention": Benchmark("ragged attention beside dense attention, all budgets", 5, on_cuda=True),
+    "stack": Benchmark("operations per second of all layers, beside a plain product", 4, on_cuda=True),
+    "bytes": Benchmark("what the cache allocates and a process takes, beside the budget", 2, on_cuda=True),
+    "run": Benchmark("whole generations at 0.06M: pruned, measured, recorded", 5),
+    "generation": Benchmark("whole generations at 0.25M: pruned beside full", 7, on_cuda=True),
+    "capture": Benchmark("measuring attention: time, memory, exactness; generations up to 0.25M", 16, on_cuda=True),
+    "1m": Benchmark("one image at 1M, full and pruned", 14, by_default=False, on_cuda=True),
+}
+"""Name → what it is; NAME is the file bench_NAME.py."""
 
 
-def _machine() -> dict[str, Any]:  # Any: JSON values
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
+def main(arguments: Sequence[str] | None = None) -> None:
+    asked = _parser().parse_args(arguments)
+    names = asked.names or [name for name, benchmark in BENCHMARKS.items() if benchmark.by_default]
+    minutes = sum(BENCHMARKS[name].minutes for name in names)
+    report = {"machine": machine(), "commit": commit(), "date": time.strftime("%Y-%m-%d"), "quick": asked.quick}
+    _print(json.dumps(report))
+    if not asked.quick:
+        _print(f"{', '.join(names)}: about {minutes:.0f} minutes on two cores\n")
+    results = []
+    for result in _results(names, _devices(asked.device), quick=asked.quick):
+        results.append(result)
+        _print(result.table() + "\n")
+        _write(asked.out, report | {"results": [each.to_json() for each in results]})
+    _print(f"{_summary(results)}\nwritten to {asked.out}")
 
 
-def _commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "unknown"
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(_described(name, benchmark) for name, benchmark in BENCHMARKS.items())
+    parser = argparse.ArgumentParser(
+        "python -m tests.benchmarks",
+        description="Measure, compare and say which goals are reached.",
+        epilog=f"benchmarks, with minutes on two cores:\n{listed}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "names", nargs="*", choices=[[], *BENCHMARKS], metavar="NAME", help="default: all but those marked"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and smaller images: for looking, not for quoting"
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda", "all"), default="all", help="default: all that are there")
+    parser.add_argument("--out", type=Path, default=Path("out/bench.json"), help="the JSON file (default: %(default)s)")
+    return parser
+
+
+def _described(name: str, benchmark: Benchmark) -> str:
+    return f"  {name:12}{benchmark.minutes:5g}  {benchmark.what}{'' if benchmark.by_default else ' (only if named)'}"
+
+
+def _devices(asked: str) -> tuple[str, ...]:
+    there = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+    if asked not in (*there, "all"):
+        raise SystemExit("no CUDA device is there; use --device cpu")
+    return there if asked == "all" else (asked,)
+
+
+def _results(names: Sequence[str], devices: Sequence[str], *, quick: bool) -> Iterator[Result]:
+    for name in names:
+        run = importlib.import_module(f"tests.benchmarks.bench_{name}").run
+        if "cpu" in devices:
+            yield run(quick=quick)
+        if "cuda" in devices and BENCHMARKS[name].on_cuda:
+            yield run(quick=quick, device="cuda")
+
+
+def _summary(results: Sequence[Result]) -> str:
+    judged = [(result, row) for result in results for row in result.rows if row.goal is not None]
+    missed = [f"  {result.title}: {row.name}" for result, row in judged if not row.reached]
+    return "\n".join(
+        [f"{len(judged) - len(missed)} of {len(judged)} goals reached", *(["missed:", *missed] if missed else [])]
+    )
+
+
+def _write(path: Path, report: dict[str, Any]) -> None:  # Any: JSON values
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -1,63 +1,40 @@
-"""The HeatKV planner beside a straightforward construction of the same schedules from sets, in one sitting.
+"""The HeatKV planner beside a straightforward construction of the same schedules from sets.
 
-`python tests/benchmarks/bench_planner.py [--json]`, from the root of the repository. Orders are random, as the
-cost does not depend on them; every pair of schedules is compared before it is timed.
+Orders are random, as the cost does not depend on them; every pair of schedules is compared before it is timed.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
-import sys
-import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from heatkv.config import ModelConfig, model_config
 from heatkv.orders import HeadOrders
 from heatkv.policies.heatkv import HeatKVPolicy
+from tests.benchmarks.harness import Goal, Result, Row, take_turns
+from tests.benchmarks.workload import SEED, random_orders
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
     from heatkv.scales import ScaleSchedule
 
 _CASES = (("infinity-2b", 0.02), ("infinity-2b", 0.1), ("infinity-2b", 0.5), ("infinity-8b", 0.1))
-_SEED = 0
-_REPEATS = 5
-_GOAL_S = 0.010
+_GOAL = Goal("at most", 0.010, of_value=True)
 
 Atom = tuple[int, int, int]
 """(source_scale, head, layer)."""
 
 
-def run() -> dict[str, Any]:  # Any: JSON values
-    """Rows of (name, ours_s, other_s, ratio, note): medians of both sides, interleaved; ratio = other / ours."""
-    rows = [_measure(model_config(name), budget) for name, budget in _CASES]
-    return {"name": "planner", "seed": _SEED, "repeats": _REPEATS, "other": "construction from sets", "rows": rows}
-
-
-def main() -> None:
-    result = run()
-    if "--json" in sys.argv[1:]:
-        sys.stdout.write(json.dumps(result) + "\n")
-        return
-    for row in result["rows"]:
-        times = f"{row['ours_s'] * 1e3:8.2f} ms  sets {row['other_s'] * 1e3:8.1f} ms  {row['ratio']:6.0f}×"
-        sys.stdout.write(f"{row['name']:32} {times}  {row['note']}\n")
-
-
-def random_orders(config: ModelConfig, scales: ScaleSchedule, sink_scales: int, seed: int) -> HeadOrders:
-    """Orders for every source scale, each a seeded random permutation."""
-    random = np.random.default_rng(seed)
-    num_slots = config.num_layers * config.num_heads
-    slots = [random.permutation(num_slots) for _ in range(sink_scales, scales.num_scales - 1)]
-    ranked = np.array(slots, dtype=np.int32).reshape(-1, num_slots)
-    return HeadOrders(ranked, sink_scales, config.num_layers, config.num_heads, f"random, seed {seed}")
+def run(*, quick: bool = False, cases: Sequence[tuple[str, float]] = _CASES) -> Result:
+    """Plans at 1M; `cases`: models and budgets."""
+    repeats = 3 if quick else 7
+    rows = tuple(_measure(model_config(name), budget, repeats) for name, budget in cases)
+    return Result("planning a schedule at 1M", "construction from sets", repeats, SEED, rows)
 
 
 def plan_from_sets(
@@ -114,31 +91,18 @@ def _as_drop_step(dropped_at: dict[Atom, int], config: ModelConfig, scales: Scal
     return drop_step
 
 
-def _measure(config: ModelConfig, budget: float) -> dict[str, Any]:  # Any: JSON values
+def _measure(config: ModelConfig, budget: float, repeats: int) -> Row:
     scales, sinks = config.schedule_for("1M"), config.sink_scales
-    orders = random_orders(config, scales, sinks, _SEED)
+    orders = random_orders(config, scales, sinks, SEED)
     policy = HeatKVPolicy(orders)
 
     def ours() -> NDArray[np.int16]:
         return policy.plan(config, scales, budget=budget).drop_step
 
-    def other() -> NDArray[np.int16]:
+    def from_sets() -> NDArray[np.int16]:
         return plan_from_sets(config, scales, orders, budget=budget, sink_scales=sinks)
 
-    if not np.array_equal(ours(), other()):
+    if not np.array_equal(ours(), from_sets()):
         raise AssertionError(f"{config.name} at {budget}: the two constructions disagree")
-    times = [(_seconds(ours), _seconds(other)) for _ in range(_REPEATS)]
-    ours_s, other_s = (statistics.median(side) for side in zip(*times, strict=True))
-    note = f"same schedule; goal {_GOAL_S * 1e3:.0f} ms {'met' if ours_s <= _GOAL_S else 'MISSED'}"
-    name = f"plan {config.name} 1M at {budget}"
-    return {"name": name, "ours_s": ours_s, "other_s": other_s, "ratio": other_s / ours_s, "note": note}
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    begin_s = time.perf_counter()
-    call()
-    return time.perf_counter() - begin_s
-
-
-if __name__ == "__main__":
-    main()
+    times = take_turns({"ours": ours, "sets": from_sets}, repeats=repeats, least_s=0.02)
+    return times.row(f"{config.name} at {budget}", "ours", "sets", goal=_GOAL, note="same schedule")
