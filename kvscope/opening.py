@@ -1,0 +1,170 @@
+"""Opening the HDF5 file of a trace: as it was left, and only as far as it can be trusted.
+
+A trace may come from anybody. So nothing in it may lead to another file, and nothing may be read that takes more
+memory than a trace has reason to: what is odd is refused in one line, before HDF5 follows it.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from kvscope import liveness, superblock
+from kvscope.errors import TraceError, TraceFormatError, TraceVersionError
+from kvscope.format import FORMAT, HEADER, TABLES, VERSION
+from kvscope.header import optional_text, text_of
+
+DAMAGE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError, MemoryError)
+"""What h5py raises for damage: HDF5 tells of it in many ways."""
+
+MOST_BYTES = 1 << 30
+"""The most memory that one answer of a trace may take."""
+MOST_CHUNK_BYTES = 1 << 24
+"""The most that one chunk may unpack to: HDF5 unpacks it whole, whatever part of it is wanted."""
+MOST_ATTRIBUTE_BYTES = 1 << 20
+
+
+def open_file(path: Path) -> tuple[h5py.File, bool]:
+    """(the file, whether it is followed): a live file is, what a dead writer left is read as if it had been closed."""
+    beginning, held = _beginning_of(path)
+    _check_length(path, beginning)
+    block = superblock.parse(beginning)
+    followed = held or (block is not None and not block.is_closed and not liveness.SUPPORTED)
+    try:
+        if followed:
+            return h5py.File(path, "r", swmr=True, locking="best-effort"), True
+        if block is None or block.is_closed:
+            return h5py.File(path, "r", locking="best-effort"), False
+        return h5py.File(superblock.RepairedFile(path), "r"), False
+    except OSError as error:
+        raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({first_line(error)})") from None
+
+
+def open_remains(path: Path) -> h5py.File:
+    """A file that nobody writes, even if it was cut short: what is left of it."""
+    beginning, _ = _beginning_of(path)
+    try:
+        if superblock.parse(beginning) is None:
+            return h5py.File(path, "r", locking="best-effort")
+        return h5py.File(superblock.RepairedFile(path), "r")
+    except OSError as error:
+        raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({first_line(error)})") from None
+
+
+def check_version(path: Path, file: h5py.File) -> None:
+    """Raises TraceFormatError or TraceVersionError unless the file is a trace that this version reads."""
+    attributes = header_attributes(file)
+    found = optional_text(attributes, "format")
+    if found == "kvscope.calibration":
+        raise TraceFormatError(
+            f"{path}: a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it"
+        )
+    if found != FORMAT:
+        raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
+    version = text_of(attributes, "format_version")
+    major, _, _ = version.partition(".")
+    if major != str(VERSION[0]):
+        raise TraceVersionError(
+            f"{path}: format version {version[:20]}, this kvscope reads {VERSION[0]}.x; upgrade kvscope"
+        )
+
+
+def header_attributes(file: h5py.File) -> dict[str, Any]:  # Any: bytes or an integer
+    """The header keys among the attributes of the root, each one fixed-length text or one integer.
+
+    A key of another kind, such as a text that HDF5 stores elsewhere in the file, is as good as absent.
+    """
+    names = [key.name for key in HEADER if key.name in file.attrs]
+    return {name: file.attrs[name] for name in names if is_plain(file.attrs.get_id(name))}
+
+
+def root_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The table or axis of that name, if it is one that may be read.
+
+    Raises KeyError if there is none, ValueError if it is no dataset of this file's own, or not laid out as known.
+    """
+    link = file.get(name, getlink=True)
+    if link is None:
+        raise KeyError(f"{name} is missing")
+    if not isinstance(link, h5py.HardLink):
+        raise ValueError(f"{name} is a link to somewhere else")
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset):
+        raise ValueError(f"{name} is no table")
+    _check_dataset(name, dataset)
+    return dataset
+
+
+def is_plain(attribute: h5py.h5a.AttrID) -> bool:
+    """Whether an attribute is one text or integer, stored where the attribute is, and not too long to read."""
+    kind = attribute.get_type()
+    if attribute.shape != () or attribute.get_storage_size() > MOST_ATTRIBUTE_BYTES:
+        return False
+    if isinstance(kind, h5py.h5t.TypeStringID):
+        return not kind.is_variable_str()
+    return isinstance(kind, h5py.h5t.TypeIntegerID)
+
+
+def check_size(name: str, num_bytes: int) -> None:
+    """Raises ValueError for an answer that would take more memory than any trace has reason to."""
+    if num_bytes > MOST_BYTES:
+        raise ValueError(f"{name} would take {num_bytes:,} bytes of memory, more than {MOST_BYTES:,}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    text = str(error.args[0]) if error.args else type(error).__name__
+    return text.partition("\n")[0]
+
+
+def _beginning_of(path: Path) -> tuple[bytes, bool]:
+    """(the first bytes of an HDF5 file, whether a live recorder holds it)"""
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for its writer for ever
+            raise TraceError(f"{path}: not a regular file; expected a trace made by `kvscope run`")
+        held = liveness.is_held(path)
+        with path.open("rb") as file:
+            beginning = file.read(superblock.SIZE)
+    except FileNotFoundError:
+        raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
+    except OSError as error:
+        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    if not beginning.startswith(superblock.SIGNATURE):
+        raise TraceFormatError(f"{path}: not an HDF5 file; expected a trace made by `kvscope run`")
+    return beginning, held
+
+
+def _check_length(path: Path, beginning: bytes) -> None:
+    """Raises TraceFormatError if a closed file is shorter than it was then. (A live one's length says nothing.)"""
+    block, length = superblock.parse(beginning), path.stat().st_size
+    way_out = "`kvscope trace recover` saves what is left"
+    if length < superblock.SIZE:
+        raise TraceFormatError(f"{path}: cut short, {length} bytes are left; copy or record it again")
+    if block is not None and block.is_closed and length < block.end:
+        raise TraceFormatError(f"{path}: cut short, {length} of {block.end} bytes are left; {way_out}")
+
+
+def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
+        raise ValueError(f"{name} is a view of other tables")
+    if properties.get_external_count():
+        raise ValueError(f"{name} is stored in another file")
+    for index in range(properties.get_nfilters()):
+        code, _, _, title = properties.get_filter(index)
+        if not h5py.h5z.filter_avail(code):
+            raise ValueError(f"{name} needs the HDF5 filter {code} ({title.decode(errors='replace')!r})")
+    if dataset.dtype.hasobject:
+        raise ValueError(f"{name} holds {dataset.dtype}")
+    if dataset.chunks is not None:
+        chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
+        if chunk_bytes > MOST_CHUNK_BYTES:
+            raise ValueError(f"{name} has chunks of {chunk_bytes:,} bytes, more than {MOST_CHUNK_BYTES:,}")
+    table = TABLES.get(name)
+    if table is not None and dataset.ndim != len(table.axes):
+        raise ValueError(f"{name} has {dataset.ndim} axes; expected {len(table.axes)}")

@@ -1,0 +1,318 @@
+"""Recovery: a new, closed and clean trace with all that another one holds, whatever became of that one.
+
+`recover` is for what a crash, or a damaged disk, left; `snapshot` for a trace that is still being recorded. Both only
+read it, and write a file of their own; what could not be read is told, never made up. The new trace's last commit and
+a line of its log say where it comes from.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+import kvscope
+from heatkv.errors import HeatKVError
+from heatkv.files import exists_text, place
+from kvscope import copying, liveness
+from kvscope.errors import KVScopeError, OutputError, TraceError, TraceFormatError
+from kvscope.format import COUNTED, LEVELS, TABLES, Status, decode_text, text_field
+from kvscope.header import read_header
+from kvscope.layout import datasets_of
+from kvscope.opening import DAMAGE, check_version, first_line, header_attributes, open_file, open_remains, root_dataset
+from kvscope.units import scales_text
+from kvscope.writer import check_output, reason_text
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from kvscope.header import Header
+
+ESSENTIAL = ("steps", "kept_tokens", "read_tokens", "bits")
+"""Tables without which a scale is none: what is recovered ends before the first scale that lacks one of them."""
+
+_ROOM_BYTES = 1 << 22
+"""More than a trace takes beside what is in its tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A trace made from another."""
+
+    source: Path
+    path: Path
+    status: str
+    message: str
+    scales_done: int
+    num_scales: int
+    commits: int
+    """Commits of the source that the new trace holds."""
+    lost: tuple[str, ...]
+    """What could not be read, one line each."""
+
+
+def recover(source: Path | str, path: Path | str, *, overwrite: bool = False) -> Recovered:
+    """Write all that can be read of a crashed or damaged trace to a new one. The source is not touched.
+
+    It ends with the last commit that is whole. Raises TraceError if nothing can be read, or if the trace is being
+    recorded; OutputError if `path` cannot be written.
+    """
+    source, path = Path(source), Path(path)
+    target = _target(source, path, overwrite=overwrite)
+    if source.is_file() and liveness.is_held(source):
+        raise TraceError(f"{source}: is being recorded; `kvscope trace snapshot` copies it as it is now")
+    with _reading(source), open_remains(source) as file:
+        remains = _Remains.of(source, file, is_live=False)
+        return _write(remains, path, target, overwrite=overwrite)
+
+
+def snapshot(source: Path | str, path: Path | str, *, overwrite: bool = False) -> Recovered:
+    """Write a trace as it stands at its last commit to a new one, while its run goes on undisturbed.
+
+    Of a trace that has ended it makes a copy. Raises TraceError or OutputError.
+    """
+    source, path = Path(source), Path(path)
+    target = _target(source, path, overwrite=overwrite)
+    with _reading(source):
+        file, is_live = open_file(source)
+        with file:
+            remains = _Remains.of(source, file, is_live=is_live)
+            if remains.end_status is Status.RUNNING and not is_live:
+                raise TraceError(f"{source}: is not being recorded, it crashed; `kvscope trace recover` recovers it")
+            return _write(remains, path, target, overwrite=overwrite)
+
+
+@dataclass(frozen=True, slots=True)
+class _Remains:
+    """What can be read of a trace."""
+
+    path: Path
+    file: h5py.File
+    header: Header
+    commits: NDArray[np.void]
+    """Up to the last one whose essential tables are whole."""
+    is_last: bool
+    """That is the last commit of all: nothing essential is lost."""
+    is_live: bool
+    lost: list[str]
+
+    @classmethod
+    def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> _Remains:
+        check_version(path, file)
+        header = read_header(header_attributes(file))
+        commits = _commits(path, root_dataset(file, "commit"), is_live=is_live)
+        whole, lost = _whole_commits(file, commits, is_live=is_live)
+        if not whole:
+            raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
+        return cls(path, file, header, commits[:whole], whole == len(commits), is_live, lost)
+
+    @property
+    def last(self) -> np.void:
+        last: np.void = self.commits[-1]
+        return last
+
+    @property
+    def end_status(self) -> Status:
+        """How the trace ended, as far as that can be read."""
+        return Status(int(self.last["status"])) if self.is_last else Status.RUNNING
+
+    def dataset(self, name: str) -> h5py.Dataset:
+        dataset = root_dataset(self.file, name)
+        if self.is_live:
+            dataset.id.refresh()
+        return dataset
+
+    def shape(self, name: str, dataset: h5py.Dataset) -> tuple[int, ...]:
+        """How much of a table is committed."""
+        axes, columns = copying.axes_of(name, dataset), self.commits.dtype.names or ()
+        done, rest = int(self.last["scales_done"]), tuple(dataset.shape[1:])
+        if name == "bits":
+            return (dataset.shape[0], int(self.last["bits_rows"]), *rest[1:])
+        if axes[0] == "query_scale":
+            return (done, *rest) if name != "preview" or self.last["previews"] else (done, 0, 0, 3)
+        if f"{name}_rows" in columns:
+            count = int(self.last[f"{name}_rows"])
+            return (count, *rest) if count or name != "image" else (0, 0, 3)
+        return tuple(dataset.shape)
+
+
+@contextmanager
+def _reading(source: Path) -> Iterator[None]:
+    try:
+        yield
+    except (KVScopeError, HeatKVError) as error:
+        if isinstance(error, TraceError | OutputError):
+            raise
+        raise TraceFormatError(f"{source}: damaged ({first_line(error)}); nothing can be recovered") from None
+    except DAMAGE as error:
+        raise TraceFormatError(f"{source}: damaged ({first_line(error)}); nothing can be recovered") from None
+
+
+def _target(source: Path, path: Path, *, overwrite: bool) -> Path:
+    """The file that is to be made. Raises OutputError, for the source itself too: it is never changed."""
+    if source.exists() and path.exists() and source.samefile(path):
+        raise OutputError(f"{path}: is the trace itself, which is never changed; choose another name")
+    return check_output(path, overwrite=overwrite)
+
+
+def _commits(path: Path, dataset: h5py.Dataset, *, is_live: bool) -> NDArray[np.void]:
+    """The commits that can be read, from the first one."""
+    if is_live:
+        dataset.id.refresh()
+    length, _ = copying.readable_length(dataset, len(dataset))
+    commits: NDArray[np.void] = dataset[:length]
+    # A crash may have lengthened the table for a commit that was never written.
+    written = np.flatnonzero(commits["epoch"] != np.arange(length))
+    commits = commits[: int(written[0]) if len(written) else length]
+    if not len(commits):
+        raise TraceFormatError(f"{path}: damaged: no commit can be read, so nothing can be recovered")
+    return commits
+
+
+def _whole_commits(file: h5py.File, commits: NDArray[np.void], *, is_live: bool) -> tuple[int, list[str]]:
+    """(how many commits there are, up to the last whose essential tables can be read; what is lost after it)"""
+    whole, lost = len(commits), []
+    for name in ESSENTIAL:
+        counts = commits[TABLES[name].count_name].astype(np.int64)
+        try:
+            dataset = root_dataset(file, name)
+            if is_live:
+                dataset.id.refresh()
+            axis = TABLES[name].axes.index("token") if name == "bits" else 0
+            readable, reason = copying.readable_length(dataset, int(counts[whole - 1]), axis=axis)
+        except DAMAGE as error:
+            readable, reason = 0, first_line(error)
+        if reason:
+            lost.append(f"{name}: all after the first {readable} ({reason})")
+            fits = np.flatnonzero(counts[:whole] <= readable)
+            whole = int(fits[-1]) + 1 if len(fits) else 0
+        if not whole:
+            break
+    return whole, lost
+
+
+def _write(remains: _Remains, path: Path, target: Path, *, overwrite: bool) -> Recovered:
+    """Write the new trace beside its name, and then give it that."""
+    descriptor, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
+    try:
+        with copying.new_file(part) as made:
+            _reserve(descriptor, remains)
+            recovered = _fill(remains, made, path)
+        Path(part).chmod(0o666 & ~_umask())
+        place(Path(part), target, overwrite=overwrite)
+    except FileExistsError:
+        raise OutputError(exists_text(path)) from None
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
+    finally:
+        os.close(descriptor)
+        Path(part).unlink(missing_ok=True)
+    return recovered
+
+
+def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
+    lost = list(remains.lost)
+    copying.copy_attributes(remains.file, made)
+    made.attrs.pop("control_socket", None)
+    copying.copy_axes(remains.file, made, scales_done=int(remains.last["scales_done"]))
+    for name, _ in datasets_of(remains.file):
+        if name not in made and name not in ("commit", "log"):
+            lost += _copied(remains, made, name)
+    status, message = _end(remains, lost)
+    lost += _copied(remains, made, "log")
+    _add_line(made, remains, message)
+    _write_commits(made, remains, status, message)
+    return Recovered(
+        source=remains.path,
+        path=path,
+        status=status.name.lower(),
+        message=message,
+        scales_done=int(remains.last["scales_done"]),
+        num_scales=remains.header.scales.num_scales,
+        commits=len(remains.commits),
+        lost=tuple(lost),
+    )
+
+
+def _copied(remains: _Remains, made: h5py.File, name: str) -> list[str]:
+    """Copy one table; what of it is lost."""
+    try:
+        dataset = remains.dataset(name)
+        shape = remains.shape(name, dataset)
+        lost = []
+        if name in COUNTED and name not in ESSENTIAL:
+            # Rows have no value that says "not measured": they end where they cannot be read, and so does a picture.
+            count, reason = copying.readable_length(dataset, shape[0])
+            if reason:
+                count = 0 if name == "image" else count
+                lost = [f"{name}: all after the first {count} rows ({reason})"]
+                shape = (count, *shape[1:])
+        problem = copying.copy_table(dataset, made, shape)
+    except DAMAGE as error:
+        made.pop(name, None)
+        return [f"{name}: all of it ({first_line(error)})"]
+    return lost if problem is None else [*lost, problem]
+
+
+def _end(remains: _Remains, lost: list[str]) -> tuple[Status, str]:
+    """How the new trace says that its run ended."""
+    name, by = remains.path.name, f"kvscope {kvscope.__version__}"
+    reached = f"after {scales_text(int(remains.last['scales_done']), remains.header.scales.num_scales)}"
+    if remains.is_live:
+        return Status.CANCELLED, f"snapshot of {name} by {by}, {reached}; the run went on"
+    if remains.end_status is Status.RUNNING:
+        how = "the run, or its recording, ended without saying so" if remains.is_last else "the file is damaged"
+        return Status.FAILED, f"recovered from {name} by {by}: {how} {reached}"
+    said = decode_text(remains.last["message"])
+    if not lost:
+        return remains.end_status, said
+    recovered = f"recovered from {name} by {by} without {', '.join(line.partition(':')[0] for line in lost)}"
+    return remains.end_status, f"{said}; {recovered}" if said else recovered
+
+
+def _add_line(made: h5py.File, remains: _Remains, message: str) -> None:
+    """Say in the log, too, where the trace comes from: at the time of its last commit, as its clock has stopped."""
+    if "log" in made and message:
+        log = made["log"]
+        row = np.zeros(1, log.dtype)
+        row["t_ns"], row["level"], row["text"] = remains.last["t_ns"], LEVELS.index("warning"), text_field(message)
+        log.resize((len(log) + 1,))
+        log[-1:] = row
+
+
+def _write_commits(made: h5py.File, remains: _Remains, status: Status, message: str) -> None:
+    """The commits of the source as far as they hold, and the one that ends the new trace."""
+    commits = remains.commits
+    if not remains.is_last or commits["status"][-1] == Status.RUNNING:
+        commits = np.concatenate([commits, commits[-1:]])
+    commits["epoch"] = np.arange(len(commits))
+    commits["status"] = Status.RUNNING
+    for name in COUNTED:
+        axis = 1 if name == "bits" else 0
+        length = made[name].shape[axis] if name in made else 0
+        commits[f"{name}_rows"] = np.minimum(commits[f"{name}_rows"], length)
+        commits[f"{name}_rows"][-1] = length
+    commits["status"][-1], commits["message"][-1] = status, text_field(message)
+    lost = copying.copy_table(remains.dataset("commit"), made, (0,))
+    assert lost is None, "nothing was read"
+    made["commit"].resize(commits.shape)
+    made["commit"][...] = commits
+
+
+def _reserve(descriptor: int, remains: _Remains) -> None:
+    """See that the new file may grow as long as it can become: HDF5 does not survive a full disk."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, 2 * remains.path.stat().st_size + _ROOM_BYTES)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
