@@ -639,25 +639,26 @@ class TestCapture:
 
 
 class _Event:
-    """A device that works 5 ms from one event to the next."""
+    """An event of a device whose time stands still unless a test moves it."""
 
-    made = 0
+    now_ms = 0.0
 
     def record(self) -> None:
-        _Event.made += 1
-        self.number = _Event.made
+        self.recorded_ms = _Event.now_ms
 
     def elapsed_time(self, end: _Event) -> float:
-        return 5.0 * (end.number - self.number)
+        return end.recorded_ms - self.recorded_ms
 
 
 class TestStepClock:
     def _step(self, clock: StepClock, layer: int) -> tuple[StepInfo, list[StepInfo]]:
-        """A step, and those that the clock lets out at its end."""
+        """A step of 5 ms and a pause of 1 ms; with the steps that the clock lets out between them."""
+        _Event.now_ms += 5
         begin_ns, end_ns = clock.end()
         tokens = np.zeros((1, 2), np.int64)
         step = StepInfo(0, layer, begin_ns, end_ns, None, 0, 0, 0, tokens, tokens)
         told = clock.step_done(step)
+        _Event.now_ms += 1
         clock.begin()
         return step, told
 

@@ -85,15 +85,20 @@ class TestOutput:
 
         assert _error(out, expected(q, visible)) <= OUT[torch.float32]
 
-    def test_gathers_no_more_than_its_limit_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        visible = visible_case([EVERY] * 8, current=2)
+    @pytest.mark.parametrize(("heads", "together"), [(0, 1), (1, 1), (3, 3)])
+    def test_gathers_no_more_than_its_limit_at_once_but_one_head(
+        self, heads: int, together: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        visible = visible_case([EVERY] * 8, current=2, head_dim=32)
         q = queries(visible)
-        _chunked(monkeypatch, heads=2, visible=visible)
+        _chunked(monkeypatch, heads=together, visible=visible)
+        one_call = grouped.GATHER_BYTES
+        _chunked(monkeypatch, heads=heads, visible=visible)
 
         with LargestTensor() as made:
             grouped_attention(q, visible, num_scales=NUM_SCALES, capture_rows=1)
 
-        assert made.num_bytes == grouped.GATHER_BYTES
+        assert made.num_bytes == max(one_call, q.nbytes)  # the whole output
 
 
 class TestExactCapture:
@@ -121,11 +126,14 @@ class TestExactCapture:
         _chunked(monkeypatch, heads=2, visible=visible)
 
         without, _, _ = grouped_attention(q, visible, num_scales=NUM_SCALES)
-        out, mass, _ = grouped_attention(q, visible, num_scales=NUM_SCALES, capture_rows=2, maps=maps)
+        out, mass, key_masses = grouped_attention(q, visible, num_scales=NUM_SCALES, capture_rows=2, maps=maps)
 
+        right = expected(q, visible)
         assert torch.equal(out, without)
         assert mass is not None
-        torch.testing.assert_close(mass.double(), expected(q, visible).mass, rtol=0, atol=MASS[dtype])
+        torch.testing.assert_close(mass.double(), right.mass, rtol=0, atol=MASS[dtype])
+        for of_keys, wanted in zip(key_masses, right.key_masses if maps else (), strict=True):
+            torch.testing.assert_close(of_keys.double(), wanted, rtol=0, atol=MASS[dtype])
 
     @DTYPES
     @given(kept=heads_keep, capture_rows=st.integers(1, 2), maps=st.booleans(), current=st.integers(1, 9))
