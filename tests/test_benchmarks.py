@@ -220,6 +220,7 @@ class TestEveryBenchmark:
         assert {"machine", "commit", "date", "quick", "results"} <= report.keys()
         assert report["machine"]["cpu"]
         assert [row["reached"] for row in report["results"][0]["rows"]]
+        assert "| infinity-2b at 0.1 |" in (tmp_path / "bench.md").read_text()
         assert "goals reached" in capsys.readouterr().out
 
     def test_an_unknown_name_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,8 @@
-"""`make bench`, or `python -m tests.benchmarks [NAME ...]`: benchmarks by name, as text and as one JSON file.
+"""`make bench`, or `python -m tests.benchmarks [NAME ...]`: benchmarks by name, as text, as JSON and as Markdown.
 
 stdout has the table: value, what it is compared with, their ratio with its spread, the goal and whether it is reached.
-The JSON file has the same numbers with machine, versions, commit and date; it is rewritten after each benchmark.
+The JSON file has the same numbers with machine, versions, commit and date, and a Markdown file beside it the same
+tables for docs/benchmarks.md; both are rewritten after each benchmark.
 """
 
 from __future__ import annotations
@@ -54,11 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _print(json.dumps(report))
     if not asked.quick:
         _print(f"{', '.join(names)}: about {minutes:.0f} minutes on two cores\n")
-    results = []
+    results: list[Result] = []
     for result in _results(names, _devices(asked.device), quick=asked.quick):
         results.append(result)
         _print(result.table() + "\n")
-        _write(asked.out, report | {"results": [each.to_json() for each in results]})
+        _write(asked.out, report, results)
     _print(f"{_summary(results)}\nwritten to {asked.out}")
 
 
@@ -109,9 +110,12 @@ def _summary(results: Sequence[Result]) -> str:
     )
 
 
-def _write(path: Path, report: dict[str, Any]) -> None:  # Any: JSON values
+def _write(path: Path, report: dict[str, Any], results: Sequence[Result]) -> None:  # Any: JSON values
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    whole = report | {"results": [result.to_json() for result in results]}
+    path.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    pages = [f"```json\n{json.dumps(report)}\n```", *(result.markdown() for result in results)]
+    path.with_suffix(".md").write_text("\n\n".join(pages) + "\n", encoding="utf-8")
 
 
 def _print(text: str) -> None:

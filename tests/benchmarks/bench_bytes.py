@@ -97,12 +97,14 @@ def _measured(found: Footprint, name: str, device: str) -> Iterator[Row]:
     yield _compared(
         f"run {name}: peak RSS - weights", taken, predicted, note="other: pool, index, tensors of one scale"
     )
-    yield Row("  of that predicted: pool and index", found.storage_bytes, "bytes")
-    yield Row("  of that predicted: tensors of one scale", found.transient_bytes, "bytes")
+    yield Row("predicted of it: pool and index", found.storage_bytes, "bytes")
+    yield Row("predicted of it: tensors of one scale", found.transient_bytes, "bytes")
     yield Row(
-        "  residual: first use", first_use, "bytes", note="code, thread buffers, allocator, after a tiny generation"
+        "residual of it: first use", first_use, "bytes", note="code, thread buffers, allocator, after a tiny generation"
     )
-    yield Row("  residual: everything else", taken - predicted - first_use, "bytes", note="scratch of oneDNN, malloc")
+    yield Row(
+        "residual of it: everything else", taken - predicted - first_use, "bytes", note="scratch of oneDNN, malloc"
+    )
     yield Row("weights", found.weight_bytes, "bytes", note="in no row above")
 
 

@@ -213,9 +213,8 @@ def _rows_of_generations(subject: Subject, resolution: str, repeats: int) -> Ite
         limit = _GENERATION_RATIO.get(mode)
         goal = None if limit is None or subject.device != "cpu" else Goal("at most", limit)
         differing = int((codes[mode] != codes["uncaptured"]).sum())
-        yield times.row(
-            f"generation {resolution}, {mode}", mode, "uncaptured", goal=goal, note=f"{differing} codes differ"
-        )
+        note = f"{differing} codes differ{'; one round' if mode in rarely else ''}"
+        yield times.row(f"generation {resolution}, {mode}", mode, "uncaptured", goal=goal, note=note)
     equal = Goal("at most", 0, of_value=True)
     differing = int((codes["bit-exact"] != codes["uncaptured"]).sum())
     yield Row(f"generation {resolution}, bit-exact: codes that differ", differing, "", goal=equal)

@@ -23,6 +23,9 @@ import torch
 from kvscope.units import bytes_text, seconds_text
 
 _PACKAGES = ("torch", "triton", "numpy", "h5py", "textual")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+"""Those that decide how fast matrix products are."""
+_COLUMNS = ["what", "value", "other", "ratio", "goal", "note"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,12 +88,23 @@ class Result:
         head = {key: getattr(self, key) for key in ("title", "other", "repeats", "seed", "device")}
         return head | {"rows": [row.to_json() for row in self.rows]}
 
-    def table(self) -> str:
-        """Lines for a terminal: value, other, ratio with its spread, goal and whether it is reached."""
+    @property
+    def heading(self) -> str:
+        """Title, device, rounds, and what the figures are compared with, in one line."""
         rounds = f"median of {self.repeats}" if self.repeats > 1 else "one round"
-        width = max(len(row.name) for row in self.rows)
-        lines = [_line(row, width) for row in self.rows]
-        return "\n".join([f"{self.title} ({self.device}; {rounds}; other: {self.other})", *lines])
+        return f"{self.title} ({self.device}; {rounds}; other: {self.other})"
+
+    def table(self) -> str:
+        """Lines for a terminal: name, value, other, ratio with its spread, goal and whether it is reached, note."""
+        cells = [_cells(row) for row in self.rows]
+        widths = [max(len(cell) for cell in column) for column in zip(*cells, strict=True)]
+        lines = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in cells]
+        return "\n".join([self.heading, *(f"  {line}" for line in lines)])
+
+    def markdown(self) -> str:
+        """The same for a page."""
+        lines = [_COLUMNS, ["---"] * len(_COLUMNS), *(_cells(row) for row in self.rows)]
+        return "\n".join([f"### {self.heading}", "", *(f"| {' | '.join(line)} |" for line in lines)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +158,8 @@ def machine() -> dict[str, Any]:  # Any: JSON values
     """Hardware, versions, and how busy it is before the benchmarks start."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "cpu": _cpu_name(),
+        "cpu": _cpu_facts("model name") or platform.processor() or platform.machine(),
+        "cpu_features": [flag for flag in _CPU_FEATURES if flag in _cpu_facts("flags").split()],
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
@@ -185,13 +200,13 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _line(row: Row, width: int) -> str:
+def _cells(row: Row) -> list[str]:
+    """The texts of _COLUMNS."""
     other = "" if row.other is None else _text(row.other, row.unit)
     ratio = "" if row.ratio is None else _ratio_text(row.ratio)
     if row.spread is not None and row.spread[0] != row.spread[1]:
         ratio += f" ({_ratio_text(row.spread[0])} to {_ratio_text(row.spread[1])})"
-    parts = f"  {row.name:{width}}  {_text(row.value, row.unit):>13}  {other:>13}  {ratio:24}  {_goal_text(row):22}"
-    return f"{parts}  {row.note}".rstrip()
+    return [row.name.strip(), _text(row.value, row.unit), other, ratio, _goal_text(row), row.note]
 
 
 def _goal_text(row: Row) -> str:
@@ -219,14 +234,11 @@ def _is_nan(item: object) -> bool:
     return isinstance(item, float) and math.isnan(item)
 
 
-def _cpu_name() -> str:
-    facts = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1] for line in facts.read_text().splitlines() if line.startswith("model name")]
-        if facts.is_file()
-        else []
-    )
-    return names[0].strip() if names else platform.processor() or platform.machine()
+def _cpu_facts(name: str) -> str:
+    """What /proc/cpuinfo says of the first core; empty where there is none."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def _version(package: str) -> str | None:
