@@ -15,7 +15,7 @@ import numpy as np
 from kvscope.format import AXES, TABLES
 from kvscope.layout import axis_name, datasets_of
 from kvscope.opening import DAMAGE, first_line, is_plain
-from kvscope.writer import _LIBVER, _NO_VALUES
+from kvscope.writer import LIBVER, NO_VALUES
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 """Attributes by which datasets refer to each other; a new file gets its own."""
@@ -23,7 +23,7 @@ _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid"
 
 def new_file(path: str) -> h5py.File:
     """An empty file, of the HDF5 version that traces have."""
-    return h5py.File(path, "w", libver=_LIBVER, track_order=True)
+    return h5py.File(path, "w", libver=LIBVER, track_order=True)
 
 
 def copy_attributes(source: h5py.File | h5py.Dataset, target: h5py.File | h5py.Dataset) -> None:
@@ -43,7 +43,7 @@ def copy_axes(source: h5py.File, target: h5py.File, *, scales_done: int) -> None
                 name, shape, maxshape=axis.maxshape, chunks=axis.chunks, dtype=axis.dtype, data=axis[: shape[0]]
             )
             has_values = name == "query_scale" or not (name in AXES and AXES[name].grows)
-            made.make_scale(name if has_values else _NO_VALUES)
+            made.make_scale(name if has_values else NO_VALUES)
             copy_attributes(axis, made)
 
 

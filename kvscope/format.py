@@ -137,6 +137,8 @@ class Table:
     fill: float = 0
     compressed: bool = False
     """Only where one append is whole chunks: a partly filled compressed chunk is rewritten at every flush."""
+    bulk: bool = False
+    """So large that gzip would hold up the run: compressed at its end, or at once by a faster filter."""
     fixed: bool = False
     """Written once, before the run's first step."""
     attributes: tuple[tuple[str, str | float], ...] = ()
@@ -213,6 +215,17 @@ _STEPS = (
     Column("evicted_tokens", "i8", "tokens", "Freed by this step, over all layers and heads"),
 )
 
+_SCALE_SUMMARY = (
+    Column("begin_ns", "i8", "ns", "Start of its first step"),
+    Column("end_ns", "i8", "ns", "End of its last step"),
+    Column("layer_ns", "i8", "ns", "Time within its steps"),
+    Column("accounted_peak_bytes", "i8", "bytes", "Most accounted_bytes of its steps"),
+    Column("storage_peak_bytes", "i8", "bytes", "Most storage_bytes of its steps"),
+    Column("evicted_tokens", "i8", "tokens", "Freed by its steps, over all layers and heads"),
+    Column("kept_tokens", "i8", "tokens", "Sum of its kept_tokens: each layer's after its own step"),
+    Column("read_tokens", "i8", "tokens", "Sum of its read_tokens"),
+)
+
 _GPU = (
     _T_NS,
     Column("sample_ns", "i8", "ns", "How long the sample took"),
@@ -266,7 +279,7 @@ ARRAYS = (
           chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True),
     Table("attention_map", (*_HEAD_SCALES, "map_y", "map_x"), "Attention that the cell of tokens receives: mean over "
           "queries and conditional rows; in codes, or as f4 with NaN", "1", "u1", chunk=(1, 1, 0, 0, 0, 0),
-          fill=NOT_MEASURED_CODE, compressed=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
+          fill=NOT_MEASURED_CODE, compressed=True, bulk=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
           ("code_floor", MAP_FLOOR), ("not_measured_code", NOT_MEASURED_CODE), ("zero_code", ZERO_CODE),
           ("floor_code", FLOOR_CODE), ("one_code", ONE_CODE))),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",
@@ -279,6 +292,8 @@ ARRAYS = (
 """Tables that are arrays with named axes."""
 
 ROWS = (
+    Table("scale_summary", ("query_scale",), "One row per finished scale: what its steps and tokens add up to, so that "
+          "a first look needs nothing else", columns=_SCALE_SUMMARY, chunk=(16,)),
     Table("steps", ("steps_row",), "One row per step: a layer of a scale", columns=_STEPS, chunk=(256,)),
     Table("gpu", ("gpu_row",), "NVML samples of one GPU", columns=_GPU, chunk=(128,)),
     Table("allocator", ("allocator_row",), "Memory of the run's process, at its start and after every scale",
@@ -336,6 +351,10 @@ HEADER = (
     HeaderKey("pid", "integer", "Process that recorded"),
     HeaderKey("liveness", "text", "`lock`: a lock on this file tells whether that process lives; `heartbeat`: the "
               "age of the last commit does"),
+    HeaderKey("filter", "text", "HDF5 filter of compressed tables: `gzip`, `none` or one that needs a plugin, as "
+              "`bitshuffle-lz4`", optional=True),
+    HeaderKey("finalised", "integer", "1: written anew when the run had ended, with larger chunks and compressed; "
+              "nothing is added but a row of `cost`", optional=True),
     HeaderKey("control_socket", "text", "Unix socket to steer the run by", optional=True),
     HeaderKey("job", "text", "JSON: everything needed to repeat the run"),
     HeaderKey("model", "text", "Name of the model"),

@@ -2,14 +2,14 @@
 
 The run hands over arrays and goes on; it waits only if the writer is far behind, and never long. If the file can no
 longer be written the run goes on without it: the trace ends at its last commit, and `failed` says why. Only GPU
-samples may be dropped, and they are counted.
+samples may be dropped, and they are counted. When the run has ended the trace is written anew, small and quick to
+read (see finalise.py); on a network file system it is recorded elsewhere, and moved then (see spool.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import queue
 import threading
 import time
@@ -23,10 +23,15 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from kvscope import rows
-from kvscope.format import LEVELS, RECORDING_STOPPED, TABLES, Status, map_table
+from kvscope.cost import RecordingCost
+from kvscope.errors import OutputError
+from kvscope.filters import DEFAULT_FILTER, filter_named
+from kvscope.format import LEVELS, RECORDING_STOPPED, Status, map_table
 from kvscope.header import header_of
 from kvscope.liveness import HEARTBEAT_S
 from kvscope.maps import MAP_CELLS
+from kvscope.placing import TraceFile
+from kvscope.spool import MOUNTS, Spool, spool_for
 from kvscope.writer import NoRoomError, TraceWriter, check_output, reason_text
 
 if TYPE_CHECKING:
@@ -88,7 +93,8 @@ class Recorder:
 
     Leaving the context on an exception ends the trace as failed, on Ctrl-C as cancelled, and passes the exception on.
     Raises OutputError at once if the path cannot be written, or exists and `overwrite` is not set; the file appears
-    when the run starts. A sampler is started and stopped by the recorder.
+    when the run starts. A sampler is started and stopped by the recorder. `filter`: see filters.FILTERS; raises
+    UsageError if it is not installed. `narrate` is told, in one line each, what the user should know at once.
     """
 
     def __init__(
@@ -101,26 +107,38 @@ class Recorder:
         preview: Preview | None = None,
         parent_run_id: str | None = None,
         control_socket: str | None = None,
+        filter: str = DEFAULT_FILTER,  # noqa: A002  # as the trace's header calls it
+        narrate: Callable[[str], None] = lambda _: None,
+        mounts: Path = MOUNTS,
     ) -> None:
         self.path = Path(path)
         self.job = job
         self.run_id = uuid.uuid4().hex
         self.failed: str | None = None
         """Why recording stopped before the run's end; None: it did not."""
+        self.file = TraceFile(self.path)
+        """The file, where it really is, and what became of it."""
         self._reason = ""
-        check_output(self.path, overwrite=overwrite)
+        self._narrate, self._mounts = narrate, mounts
+        filter_named(filter)
+        self._target = check_output(self.path, overwrite=overwrite)
         self._overwrite = overwrite
-        self._file: os.stat_result | None = None
         self._sampler = sampler
         self._preview = preview
-        self._known = {"run_id": self.run_id, "parent_run_id": parent_run_id, "control_socket": control_socket}
+        self._known = {
+            "run_id": self.run_id,
+            "parent_run_id": parent_run_id,
+            "control_socket": control_socket,
+            "filter": filter,
+        }
+        self._filter = filter
         self._start: RunStart | None = None
         self._steps: list[StepInfo] = []
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
         self._thread: threading.Thread | None = None
         self._created = threading.Event()
         self._error: Exception | None = None
-        self._cost = _Cost()
+        self._cost = RecordingCost()
 
     @property
     def is_in_place(self) -> bool:
@@ -128,10 +146,12 @@ class Recorder:
 
         The recorder itself does not notice: it goes on writing to its file, wherever that is, and `failed` stays None.
         """
-        try:
-            return self._file is not None and os.path.samestat(self._file, self.path.stat())
-        except OSError:
-            return False
+        return self.file.is_in_place
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the trace, now or after the run, as one line; None: nothing."""
+        return self.failed if self.file.misplaced is None else f"{self.path}: {self.file.misplaced}"
 
     @property
     def capture(self) -> Capture:
@@ -148,6 +168,8 @@ class Recorder:
         if self._error is not None:
             self._stop_sampler()
             raise self._error
+        if self.file.spool is not None:
+            self._narrate(self.file.spool.notice)
 
     def step_done(self, step: StepInfo) -> None:
         """Keep what a step says until its scale is done. Touches no tensor."""
@@ -213,6 +235,7 @@ class Recorder:
     def _stop_recording(self, reason: str) -> None:
         self._reason = reason
         self.failed = f"{self.path}: {RECORDING_STOPPED}{reason}; the run went on"
+        self._narrate(self.failed)
 
     def _host_arrays(self, steps: list[StepInfo], scale: ScaleInfo) -> _Scale:
         assert self._start is not None  # run_started comes first
@@ -228,9 +251,9 @@ class Recorder:
             arrays["preview"] = self._preview(scale.codes)
             self._cost.add(preview_ns=time.monotonic_ns() - begin_ns)
         memory = rows.memory_row(time.monotonic_ns(), self._start.device)
-        return _Scale(
-            rows.step_rows(steps), arrays, scale.query_scale, rows.token_maps(steps), rows.on_host(scale.bits), memory
-        )
+        step_rows = rows.step_rows(steps)
+        arrays["scale_summary"] = rows.summary_row(step_rows, arrays["kept_tokens"], arrays["read_tokens"])
+        return _Scale(step_rows, arrays, scale.query_scale, rows.token_maps(steps), rows.on_host(scale.bits), memory)
 
     def _stop_sampler(self) -> None:
         if self._sampler is not None:
@@ -246,9 +269,15 @@ class Recorder:
             return
         finally:
             self._created.set()
+        self._record(writer)
+        self.file.settle(is_whole=self.failed is None)
+
+    def _record(self, writer: TraceWriter) -> None:
+        """Write until the run ends; then the file is closed, or given up."""
         try:
             while self._write_batch(writer):
                 pass
+            self.file.find(writer)
             if self.failed is None:
                 writer.close()
             else:
@@ -261,6 +290,7 @@ class Recorder:
 
     def _give_up(self, writer: TraceWriter, error: OSError | RuntimeError) -> None:
         self._stop_recording(reason_text(error))
+        self.file.find(writer)
         if isinstance(error, NoRoomError):
             with contextlib.suppress(OSError, RuntimeError):
                 writer.end_early(self._reason)
@@ -284,10 +314,31 @@ class Recorder:
         known = self._known | {"versions": json.dumps(rows.versions())} | _gpu_facts(self._sampler)
         header = header_of(self.job, start, known, has_previews=self._preview is not None)
         variants = [map_table(self.job.attention_map)] if self.job.attention_map else []
-        writer = TraceWriter.create(self.path, header, lengths, fixed, variants=variants, overwrite=self._overwrite)
-        self._file = writer.file_status
+        spool = self.file.spool = spool_for(self._target, mounts=self._mounts)
+        writer = TraceWriter.create(
+            self.path if spool is None else spool.path,
+            header,
+            lengths,
+            fixed,
+            variants=variants,
+            filter_name=self._filter,
+            overwrite=self._overwrite,
+        )
+        self.file.status = writer.file_status
         writer.append_rows("allocator", rows.memory_row(time.monotonic_ns(), start.device))
+        if spool is not None:
+            self._link(spool, writer)
         return writer
+
+    def _link(self, spool: Spool, writer: TraceWriter) -> None:
+        try:
+            self.file.spool = spool.linked(overwrite=self._overwrite)
+        except OutputError:
+            writer.close()
+            spool.drop()
+            raise
+        line = rows.log_row(time.monotonic_ns(), LEVELS.index("info"), spool.notice)
+        writer.append_rows("log", line)
 
     def _write_batch(self, writer: TraceWriter) -> bool:
         """Write what waits, or after a quiet moment only samples; False after the end."""
@@ -336,33 +387,6 @@ class Recorder:
         if kind is None or not scale.maps:
             return {}
         return {"attention_map": rows.map_array(scale.maps, start.num_heads, start.scales, scale.query_scale, kind)}
-
-
-class _Cost:
-    """What recording took since the last row of `cost`; both threads add to it."""
-
-    def __init__(self) -> None:
-        self.scales_done = 0
-        self._lock = threading.Lock()
-        self._spent = dict.fromkeys(("run_ns", "preview_ns", "writer_ns"), 0)
-        self._dropped = 0
-
-    def add(self, *, run_ns: int = 0, preview_ns: int = 0, writer_ns: int = 0) -> None:
-        with self._lock:
-            self._spent["run_ns"] += run_ns
-            self._spent["preview_ns"] += preview_ns
-            self._spent["writer_ns"] += writer_ns
-
-    def row(self, file_bytes: int, dropped: int) -> NDArray[np.void]:
-        """One row of `cost`, and start over. `dropped`: samples lost since the run began."""
-        row = np.zeros(1, TABLES["cost"].row_dtype)
-        row["t_ns"], row["scales_done"], row["file_bytes"] = time.monotonic_ns(), self.scales_done, file_bytes
-        row["dropped_rows"], self._dropped = dropped - self._dropped, dropped
-        with self._lock:
-            for name, spent_ns in self._spent.items():
-                row[name] = spent_ns
-                self._spent[name] = 0
-        return row
 
 
 def _dropped(sampler: GpuSampler | None) -> int:

@@ -36,6 +36,18 @@ def step_rows(steps: Sequence[StepInfo]) -> NDArray[np.void]:
     return rows
 
 
+def summary_row(steps: NDArray[np.void], kept_tokens: NDArray[Any], read_tokens: NDArray[Any]) -> NDArray[np.void]:
+    """The row of `scale_summary` (no axes) of one scale: of its rows of `steps` and its tokens."""
+    row = np.zeros((), TABLES["scale_summary"].row_dtype)
+    row["begin_ns"], row["end_ns"] = steps["begin_ns"].min(), steps["end_ns"].max()
+    row["layer_ns"] = (steps["end_ns"] - steps["begin_ns"]).sum()
+    for name in ("accounted", "storage"):
+        row[f"{name}_peak_bytes"] = steps[f"{name}_bytes"].max()
+    row["evicted_tokens"] = steps["evicted_tokens"].sum()
+    row["kept_tokens"], row["read_tokens"] = kept_tokens.sum(dtype=np.int64), read_tokens.sum(dtype=np.int64)
+    return row
+
+
 def mass_array(steps: Sequence[StepInfo], name: str) -> NDArray[np.float32]:
     """[layer, head, source_scale]: one scale's `attention_mass` or the like, NaN where a step did not measure it."""
     shape = steps[0].kept_tokens.shape

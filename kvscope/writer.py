@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import math
 import os
 import time
@@ -26,14 +27,15 @@ import heatkv.errors
 from heatkv.files import check_new, exists_text, place
 from kvscope import liveness, superblock
 from kvscope.errors import OutputError, TraceError
-from kvscope.format import ARRAYS, AXES, COMMIT, COUNTED, RECORDING_STOPPED, TABLES, Status, Table, text_field
+from kvscope.filters import DEFAULT_FILTER, Filter, filter_named
+from kvscope.format import AXES, COMMIT, COUNTED, RECORDING_STOPPED, TABLES, Status, Table, text_field
 from kvscope.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Not "latest": what today's HDF5 writes under that name, HDF5 1.14 cannot read.
-_LIBVER = ("v110", "v110")
+LIBVER = ("v110", "v110")
 _CREATE_BYTES = 1 << 18
 """More than an empty trace takes."""
 _END_BYTES = 1 << 16
@@ -41,8 +43,11 @@ _END_BYTES = 1 << 16
 _INDEX_BYTES = 1 << 12
 """More than HDF5's bookkeeping grows by when a dataset grows by some chunks."""
 
+_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
+"""What a file system says that has no such call: then there is nothing to rely on but what it has."""
+
 # h5netcdf and netCDF-C take a dimension scale of this name for an axis without values.
-_NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
+NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
 
 
 class NoRoomError(OSError):
@@ -75,12 +80,14 @@ class TraceWriter:
         fixed: Mapping[str, NDArray[np.integer]],
         *,
         variants: Sequence[Table] = (),
+        filter_name: str = DEFAULT_FILTER,
         overwrite: bool = False,
     ) -> TraceWriter:
         """Create the whole file beside `path`, enter SWMR, commit, and rename it to `path`.
 
         `lengths`: length of every axis that does not grow; `fixed`: the fixed tables; `variants`: tables that are
-        stored otherwise than in TABLES. Raises OutputError, leaving nothing behind, if that cannot be done.
+        stored otherwise than in TABLES; `filter_name`: of the compressed ones, as in filters.FILTERS. Raises
+        OutputError, leaving nothing behind, if that cannot be done.
         """
         tables = TABLES | {table.name: table for table in variants}
         target = check_output(path, overwrite=overwrite)
@@ -95,7 +102,7 @@ class TraceWriter:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
         try:
-            writer = cls._started(part, header, lengths, fixed, tables.values())
+            writer = cls._started(part, header, lengths, fixed, tables.values(), filter_named(filter_name))
         except (OSError, RuntimeError) as error:
             part.unlink(missing_ok=True)
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
@@ -125,14 +132,15 @@ class TraceWriter:
         lengths: Mapping[str, int],
         fixed: Mapping[str, NDArray[np.integer]],
         tables: Iterable[Table],
+        arrays: Filter,
     ) -> TraceWriter:
-        file = h5py.File(part, "w", libver=_LIBVER, track_order=True)
+        file = _new_file(part)
         descriptor, locked = liveness.hold(part)
         try:
             _write_header(file, {**header, "liveness": "lock" if locked else "heartbeat"})
             _create_axes(file, lengths)
             for table in tables:
-                _create_table(file, table, lengths, fixed.get(table.name))
+                _create_table(file, table, lengths, fixed.get(table.name), arrays)
             file.swmr_mode = True
             writer = cls(file, descriptor, part)
             writer.commit(Status.RUNNING)
@@ -145,6 +153,14 @@ class TraceWriter:
     def file_status(self) -> os.stat_result:
         """What the system says of the file, under whatever name."""
         return os.fstat(self._descriptor)
+
+    def current_path(self) -> Path | None:
+        """Where the file is now, whoever moved it; None: it was deleted, or the system does not tell."""
+        try:
+            found = Path(f"/proc/self/fd/{self._descriptor}").readlink()
+            return found if os.path.samestat(found.stat(), self.file_status) else None
+        except OSError:
+            return None
 
     @property
     def file_bytes(self) -> int:
@@ -159,11 +175,11 @@ class TraceWriter:
             self._counts[name] = end
 
     def append_scale(self, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-        """Append one query scale to the arrays along that axis; those not given stay at their fill value."""
+        """Append one query scale to the tables along that axis; those not given stay at their fill value."""
         scale = self._counts["query_scale"]
         self._has_previews |= "preview" in arrays
         self._grown("query_scale", (scale + 1,))[scale] = scale
-        for table in ARRAYS:
+        for table in TABLES.values():
             if table.axes[0] == "query_scale" and (table.name != "preview" or self._has_previews):
                 self._append_along_scales(table.name, scale, arrays.get(table.name))
         self._counts["query_scale"] = scale + 1
@@ -253,6 +269,8 @@ class TraceWriter:
             try:
                 os.posix_fallocate(self._descriptor, self._reserved, num_bytes)
             except OSError as error:
+                if error.errno in _CANNOT_RESERVE:
+                    return
                 raise NoRoomError(error.errno, error.strerror) from None
             self._reserved += num_bytes
 
@@ -295,6 +313,17 @@ def reason_text(error: Exception) -> str:
     return words.partition("\n")[0].strip() or type(error).__name__
 
 
+def _new_file(part: Path) -> h5py.File:
+    """An empty HDF5 file, with HDF5's own lock where the file system has locks."""
+    options = {"libver": LIBVER, "track_order": True}
+    try:
+        return h5py.File(part, "w", locking="best-effort", **options)
+    except OSError as error:
+        if error.errno != errno.ENOLCK and "No locks available" not in str(error):
+            raise
+        return h5py.File(part, "w", locking=False, **options)
+
+
 def _write_header(file: h5py.File, header: Mapping[str, str | int]) -> None:
     for key, value in header.items():
         if isinstance(value, str):
@@ -318,15 +347,15 @@ def _create_axes(file: h5py.File, lengths: Mapping[str, int]) -> None:
             chunks=(length or 16,),
         )
         has_values = axis.name == "query_scale" or not axis.grows
-        dataset.make_scale(axis.name if has_values else _NO_VALUES)
+        dataset.make_scale(axis.name if has_values else NO_VALUES)
         _write_text(dataset, "long_name", axis.meaning)
         _write_text(dataset, "units", "1")
 
 
 def _create_table(
-    file: h5py.File, table: Table, lengths: Mapping[str, int], values: NDArray[np.integer] | None
+    file: h5py.File, table: Table, lengths: Mapping[str, int], values: NDArray[np.integer] | None, arrays: Filter
 ) -> None:
-    """`values`: the content of a fixed table; other tables start empty."""
+    """`values`: the content of a fixed table; other tables start empty. `arrays`: how compressed ones are stored."""
     shape = tuple(0 if AXES[axis].grows else lengths[axis] for axis in table.axes)
     dataset = file.create_dataset(
         table.name,
@@ -335,9 +364,7 @@ def _create_table(
         dtype=table.stored_dtype,
         chunks=tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True)),
         fillvalue=None if table.columns else table.fill,
-        compression="gzip" if table.compressed else None,
-        compression_opts=1 if table.compressed else None,
-        shuffle=table.compressed,
+        **(arrays.creation if table.compressed and (arrays.keeps_up or not table.bulk) else {}),
     )
     for index, axis in enumerate(table.axes):
         dataset.dims[index].attach_scale(file[axis])
@@ -359,7 +386,9 @@ def _make_room(part: Path, num_bytes: int) -> None:
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(descriptor, 0, num_bytes)
-    except OSError:
+    except OSError as error:
+        if error.errno in _CANNOT_RESERVE:
+            return
         part.unlink(missing_ok=True)
         raise
     finally:

@@ -109,7 +109,7 @@ def test_maps_take_the_room_of_their_kind(maps_trace: Path) -> None:
     with h5py.File(maps_trace) as file:
         table = file["attention_map"]
         assert table.dtype == json.loads(file.attrs["job"])["attention_map"]
-        assert table.chunks == (1, 1, *table.shape[2:])
+        assert table.compression == "gzip"  # the run has ended
         assert ("codes" in table.attrs) == (table.dtype == "uint8")
         assert table.attrs["grid"].startswith(b"Token (y, x)")
 

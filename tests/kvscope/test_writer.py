@@ -100,7 +100,7 @@ def test_a_table_that_is_not_written_takes_no_room(tmp_path: Path, writer: Trace
 
     assert with_map - room >= map_bytes
     with h5py.File(tmp_path / "a.h5", swmr=True) as file:
-        assert file["attention_map"].id.get_storage_size() < map_bytes  # one scale, compressed
+        assert file["attention_map"].id.get_storage_size() == map_bytes  # one scale, as it is while the run goes on
 
 
 def test_a_growth_without_room_leaves_the_last_commit_and_can_be_ended(
