@@ -16,6 +16,7 @@ _JOINERS = "\u200c\u200d"
 """Of those, what scripts and emoji are spelled with."""
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_AGES = ((60, 1, "s"), (3_600, 60, "min"), (86_400, 3_600, "h"))
 _SHORT_TIMES = ((1_000, 1, "ns"), (1_000_000, 1_000, "µs"), (1_000_000_000, 1_000_000, "ms"), (60e9, 1e9, "s"))
 
 
@@ -45,6 +46,15 @@ def duration_text(duration_ns: float | None, *, absent: str = NOT_MEASURED) -> s
 def seconds_text(seconds: float | None, *, absent: str = NOT_MEASURED) -> str:
     """Seconds, worded as `duration_text` words nanoseconds."""
     return absent if seconds is None or math.isnan(seconds) else duration_text(seconds * 1e9)
+
+
+def age_text(age_ns: float) -> str:
+    """How long ago something was, in one unit, rounded down: `45 s`, `12 min`, `3 h`, `20 d`."""
+    seconds = max(0, int(age_ns / 1e9))
+    for below, divisor, unit in _AGES:
+        if seconds < below:
+            return f"{seconds // divisor} {unit}"
+    return f"{seconds // 86_400} d"
 
 
 def fraction_text(fraction: float | None, *, absent: str = NOT_MEASURED) -> str:

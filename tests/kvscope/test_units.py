@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvscope.units import (
+    age_text,
     bytes_text,
     duration_text,
     fraction_text,
@@ -116,3 +117,12 @@ def test_printable_text_is_one_line_that_can_be_encoded_and_stays_as_it_is(text:
     assert "\x1b" not in shown
     assert printable(shown) == shown
     shown.encode()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (0, "0 s"), (59.9, "59 s"), (60, "1 min"), (3599, "59 min"), (3600, "1 h"), (86_399, "23 h"),
+     (86_400, "1 d"), (86_400 * 400, "400 d")],
+)  # fmt: skip
+def test_an_age_has_one_unit_and_is_rounded_down(seconds: float, text: str) -> None:
+    assert age_text(seconds * 1e9) == text
