@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from kvscope.errors import OutputError, UsageError
 from kvscope.export import EXPORTERS, check_output, load_exporter, write_export
 from kvscope.narration import print_data
 from kvscope.units import printable
@@ -32,7 +33,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the export; what was taken out is said on stderr, the files made on stdout."""
     load_exporter(args.format)
-    check_output(args.format, args.output, overwrite=args.overwrite)
+    if args.arrays and args.format != "json":
+        raise UsageError(f"--arrays is for json; format {args.format} holds the arrays as it is, or cannot")
+    target = check_output(args.format, args.output, overwrite=args.overwrite)
+    if target.exists() and args.trace.exists() and target.samefile(args.trace):
+        raise OutputError(f"{args.output}: is the trace itself; choose another name")
     # Deferred: --help must not load numpy.
     from kvscope.export.content import Content
     from kvscope.trace import Trace

@@ -21,6 +21,8 @@ from kvscope.units import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from kvscope.analysis import StepPlace, Summary
     from kvscope.export.content import Content
 
@@ -29,6 +31,11 @@ _TAGS = {
     "forced": "counted in a run that was fed another run's bits",
     "defined": "follows from the model's shape and the budget alone",
 }
+
+_MOST_HEADROOM = 2.5
+"""How far above all else the full history may be, to be drawn with it."""
+_PREVIEW_PIXELS = 256
+"""Previews are shrunk to about this, so that a page of a large image stays small."""
 
 
 def write(content: Content, part: Path) -> None:
@@ -90,14 +97,24 @@ def _cache(summary: Summary) -> Iterator[str]:
 
 
 def _pictures(content: Content) -> Iterator[str]:
+    """The image, then how it came to be."""
     previews = [(scale, content.preview(scale)) for scale in range(content.scales_done)]
-    made = [(f"after scale {scale}", rgb) for scale, rgb in previews if rgb is not None]
+    made = [picture(f"after scale {scale}", _shrunk(rgb)) for scale, rgb in previews if rgb is not None]
     if content.image is not None:
-        made.append(("the image", content.image))
+        made.insert(0, picture("the image", content.image, style="final"))
     if made:
         yield '<h2>Pictures</h2>\n<div class="pictures">'
-        yield from (picture(caption, rgb) for caption, rgb in made)
+        yield from made
         yield "</div>"
+
+
+def _shrunk(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The picture with square blocks of pixels averaged, as large as leaves about _PREVIEW_PIXELS to a side."""
+    block = max(1, max(rgb.shape[:2]) // _PREVIEW_PIXELS)
+    height, width = rgb.shape[0] // block, rgb.shape[1] // block
+    blocks = rgb[: height * block, : width * block].reshape(height, block, width, block, 3)
+    shrunk: NDArray[np.uint8] = blocks.mean(axis=(1, 3)).astype(np.uint8)
+    return shrunk
 
 
 def _memory(content: Content) -> Iterator[str]:
@@ -109,19 +126,28 @@ def _memory(content: Content) -> Iterator[str]:
         return
     tag = summary.tags["storage_peak_bytes"]
     lines = [
-        svg.Line("stored", steps["storage_bytes"].tolist()),
-        svg.Line("accounted", steps["accounted_bytes"].tolist()),
+        svg.Line("stored", steps["storage_bytes"].tolist(), f"stored bytes, {tag}"),
+        svg.Line("accounted", steps["accounted_bytes"].tolist(), f"accounted bytes, {tag}"),
     ]
-    keys = [("stored", f"stored bytes, {tag}"), ("accounted", f"accounted bytes, {tag}")]
-    levels = [svg.Level("full", summary.full_history_bytes)]
-    keys.append(("full", f"full history {bytes_text(summary.full_history_bytes)}, defined"))
-    if summary.budget_bytes is not None:
-        levels.append(svg.Level("budget", summary.budget_bytes))
-        keys.append(("budget", f"budget {bytes_text(summary.budget_bytes)}, defined"))
+    levels, beyond = _levels(summary, top=max(*lines[0].values, *lines[1].values))
     scales, counts = np.unique(steps["query_scale"], return_counts=True)
     spans = [(int(count), str(scale)) for scale, count in zip(scales, counts, strict=True)]
-    yield '<p class="key">' + " ".join(f'<span class="{style}">{words}</span>' for style, words in keys) + "</p>"
+    drawn: list[svg.Line | svg.Level] = [*lines, *levels]
+    keys = [f'<span class="{one.style}">{one.words}</span>' for one in drawn]
+    yield f'<p class="key">{" ".join(keys)} {beyond}</p>'
     yield svg.bytes_chart(lines, levels, spans, "Bytes of the cache after each step")
+
+
+def _levels(summary: Summary, *, top: float) -> tuple[list[svg.Level], str]:
+    """The budget, and the full history unless it is far above the rest: then it is told in words."""
+    levels = []
+    if summary.budget_bytes is not None:
+        levels.append(svg.Level("budget", summary.budget_bytes, f"budget {bytes_text(summary.budget_bytes)}, defined"))
+        top = max(top, summary.budget_bytes)
+    words = f"full history {bytes_text(summary.full_history_bytes)}, defined"
+    if summary.full_history_bytes > _MOST_HEADROOM * top:
+        return levels, f"{words}, is above the chart"
+    return [*levels, svg.Level("full", summary.full_history_bytes, words)], ""
 
 
 def _scales(summary: Summary) -> Iterator[str]:
@@ -154,8 +180,8 @@ def _kept_over_time(content: Content) -> Iterator[str]:
         return
     yield "<h2>Kept after each scale</h2>"
     sources = range(content.scales.num_scales)
-    yield '<table class="shares"><thead><tr><th>after scale</th>'
-    yield "".join(f"<th>source {source}</th>" for source in sources) + "</tr></thead><tbody>"
+    yield '<table class="shares"><thead><tr><th>after ↓ of →</th>'
+    yield "".join(f"<th>scale {source}</th>" for source in sources) + "</tr></thead><tbody>"
     for scale, shares in enumerate(content.kept_shares):
         cells = "".join(_share_cell(shares[source]) if source <= scale else "<td></td>" for source in sources)
         yield f"<tr><th>{scale}</th>{cells}</tr>"
@@ -192,24 +218,31 @@ def _kept_by_head(content: Content) -> Iterator[str]:
 
 def _machine(summary: Summary) -> Iterator[str]:
     tags, cost = summary.tags, summary.recorder
-    gpu = summary.gpu_unavailable or bytes_text(summary.gpu_used_peak_bytes)
-    allocator = bytes_text(summary.allocator_peak_bytes, absent="not measured (no CUDA)")
     rows = [
         ("device", safe(f"{summary.device}, {summary.dtype}, {summary.rows} rows of K and V"), ""),
-        ("GPU memory in use, peak (NVML, whole device)", safe(gpu), _tag(tags["gpu_used_peak_bytes"])),
-        ("torch's CUDA allocator, peak", allocator, _tag(tags["allocator_peak_bytes"])),
-        ("process memory (RSS), peak of samples", _bytes(summary.process_rss_peak_bytes),
-         _tag(tags["process_rss_peak_bytes"])),
+        _peak_row("GPU memory in use, peak (NVML, whole device)", summary.gpu_used_peak_bytes,
+                  tags["gpu_used_peak_bytes"], absent=summary.gpu_unavailable or "not measured"),
+        _peak_row("torch's CUDA allocator, peak", summary.allocator_peak_bytes, tags["allocator_peak_bytes"],
+                  absent="not measured: no CUDA"),
+        _peak_row("process memory (RSS), peak of samples", summary.process_rss_peak_bytes,
+                  tags["process_rss_peak_bytes"], absent="not measured"),
     ]  # fmt: skip
     if cost is not None:
+        tag = _tag(tags["recorder"])
         taken = f"{seconds_text(cost.run_seconds)} of the run ({fraction_text(cost.run_fraction)})"
-        rows.append(("recording took", taken, _tag(tags["recorder"])))
-        rows.append(("of which previews", seconds_text(cost.preview_seconds), _tag(tags["recorder"])))
-        rows.append(("samples dropped", f"{cost.dropped_rows:,}", _tag(tags["recorder"])))
+        rows += [
+            ("recording took", taken, tag),
+            ("of which previews", seconds_text(cost.preview_seconds), tag),
+            ("samples dropped", f"{cost.dropped_rows:,}", tag),
+        ]
     yield "<h2>Machine</h2>"
     yield from table(("", "", "how it is known"), rows)
     if summary.perturbed:
         yield note("Recording took time or memory from this run: compare neither with an unperturbed one's.")
+
+
+def _peak_row(name: str, num_bytes: int | None, tag: str, *, absent: str) -> tuple[str, str, str]:
+    return (name, safe(absent), "") if num_bytes is None else (name, _bytes(num_bytes), _tag(tag))
 
 
 def _job(content: Content) -> Iterator[str]:
@@ -227,7 +260,7 @@ def _log(content: Content) -> Iterator[str]:
     if not lines:
         return
     begin_ns = content.begin_ns
-    yield f"<details><summary>Log, {len(lines)} lines</summary>"
+    yield f"<details><summary>Log: {len(lines)}</summary>"
     yield from table(
         ("since the start", "level", "text"),
         (

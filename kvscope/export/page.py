@@ -45,16 +45,16 @@ th, td { padding: .25rem 1.1rem .25rem 0; text-align: left; vertical-align: base
 thead th { color: var(--muted); font-size: .875rem; }
 tbody tr { border-top: 1px solid var(--line); }
 td { overflow-wrap: anywhere; }
-.shares { font-size: .875rem; }
-.shares th, .shares td { padding: .2rem .5rem; text-align: right; white-space: nowrap; }
+.shares { display: block; overflow-x: auto; font-size: .8125rem; }
+.shares th, .shares td { padding: .2rem .4rem; text-align: right; white-space: nowrap; }
 .shares td { background: color-mix(in srgb, var(--accent) calc(var(--share, 0) * 45%), transparent); }
 .tag { color: var(--muted); }
 .tag.measured { color: var(--accent); }
 .tag.forced { color: var(--budget); }
 .pictures, .maps { display: flex; flex-wrap: wrap; gap: 1rem; }
 figure { margin: 0; }
-.pictures img { display: block; height: 9rem; max-width: 100%; border-radius: 3px; }
-.pictures figure:last-child img { height: 20rem; }
+.pictures img { display: block; height: 7rem; max-width: 100%; border-radius: 3px; }
+.pictures .final img { height: 17rem; }
 img.small { image-rendering: pixelated; }
 svg { display: block; }
 .chart { width: 100%; height: auto; }
@@ -119,12 +119,12 @@ def note(markup: str) -> str:
     return f'<p class="note">{markup}</p>'
 
 
-def picture(caption: str, rgb: NDArray[np.uint8]) -> str:
+def picture(caption: str, rgb: NDArray[np.uint8], *, style: str = "") -> str:
     """A picture, uint8 [height, width, 3], that is part of the page."""
     encoded = base64.b64encode(png_bytes(rgb)).decode("ascii")
-    style = ' class="small"' if rgb.shape[1] <= _SMALL else ""
-    shown = f'<img{style} src="data:image/png;base64,{encoded}" alt="{caption}">'
-    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+    small = ' class="small"' if rgb.shape[1] <= _SMALL else ""
+    shown = f'<img{small} src="data:image/png;base64,{encoded}" alt="{caption}">'
+    return f'<figure class="{style}">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
 def safe(text: str) -> str:

@@ -26,10 +26,11 @@ _DOT = 0.16
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a chart: a class of the style, and its value after each step."""
+    """One line of a chart: a class of the style, its value after each step, and what it is, in words."""
 
     style: str
     values: Sequence[float]
+    words: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Level:
 
     style: str
     value: float
+    words: str
 
 
 def bytes_chart(lines: Sequence[Line], levels: Sequence[Level], spans: Sequence[tuple[int, str]], title: str) -> str:
