@@ -98,7 +98,8 @@ class KVCache:
         return self.pool.nbytes + self._sinks.nbytes + self._index_bytes
 
     def clear(self) -> None:
-        """Forget everything; the memory goes with this object."""
+        """Forget everything and free its memory, even while something, such as a traceback, holds this object."""
+        self.pool.release()
         for held in self._held:
             held.clear()
         self._num_tokens = self._index_bytes = 0

@@ -77,6 +77,12 @@ class TokenPool:
         self.keys.index_copy_(1, index, keys)
         self.values.index_copy_(1, index, values)
 
+    def release(self) -> None:
+        """Free the memory: no slots are left."""
+        rows, _, head_dim = self.keys.shape
+        self.keys, self.values = self.keys.new_empty(2, rows, 0, head_dim)
+        self._returned, self._num_used = [], 0
+
     def index(self, slots: Slots) -> Tensor:
         """Slots as an index tensor on the pool's device, copied there without waiting for it."""
         index = torch.from_numpy(slots)

@@ -278,13 +278,17 @@ class TestMemory:
             assert gone == (2, 0)[step]
             assert (cache.capacity_tokens, cache.storage_bytes, cache.accounted_bytes) == (0, 0, 0)
 
-    def test_clear_forgets_everything(self) -> None:
+    def test_clear_frees_everything_while_the_cache_itself_is_held(self) -> None:
         cache = [cache for _, cache, _ in _run(FullPolicy().plan(_config(2, 2), SCALES))][-1]
+        memory = [weakref.ref(tensor.untyped_storage()) for tensor in (cache.pool.keys, cache.pool.values)]
         assert cache.accounted_bytes > 0
 
         cache.clear()
+        gc.collect()
 
+        assert [one() for one in memory] == [None, None]
         assert (cache.accounted_bytes, cache.kept_tokens(0).sum(), cache.kept_tokens(1).sum()) == (0, 0, 0)
+        assert cache.storage_bytes == 2 * 2 * BYTES_PER_SLOT_NUMBER  # where the sink of one token would go
 
 
 def _with(drop_step: NDArray[np.int16], *, scales: ScaleSchedule = SCALES, sink_scales: int = 1) -> PruningSchedule:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import heatkv.generate
+from heatkv.cache import KVCache
 from heatkv.errors import HeatKVError, ScheduleError
 from heatkv.generate import Generation, Sampling, StepClock, generate, sample_bits
 from heatkv.orders import HeadOrders
@@ -507,16 +509,32 @@ class TestProbe:
         times = [time for step in heard.steps for time in (step.begin_ns, step.end_ns)]
         assert times == sorted(times)
 
-    def test_the_cache_is_released_when_a_probe_fails(
-        self, small_model: Infinity, small_texts: list[Tensor], small_scales: ScaleSchedule
+    def test_the_cache_is_released_when_a_probe_fails_even_while_its_traceback_is_kept(
+        self,
+        small_model: Infinity,
+        small_texts: list[Tensor],
+        small_scales: ScaleSchedule,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        made = []
+
+        class Cache(KVCache):
+            def __init__(self, *given: Any, **how: Any) -> None:
+                super().__init__(*given, **how)
+                made.append(self)
+
         class Failing(Recording):
-            def step_done(self, step: Any) -> None:
+            def step_done(self, step: StepInfo) -> None:
                 if step.query_scale == 2:
                     raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt):
+        monkeypatch.setattr(heatkv.generate, "KVCache", Cache)
+
+        with pytest.raises(KeyboardInterrupt) as raised:
             generate(small_model, small_texts, small_scales, seed=0, probe=Failing())
+
+        assert raised.traceback
+        assert (made[0].pool.nbytes, made[0].accounted_bytes) == (0, 0)
 
 
 class TestCapture:

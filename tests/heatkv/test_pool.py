@@ -144,3 +144,13 @@ class TestBytes:
             # Arrays that share memory would be counted once here, and a part of a larger array as the whole of it.
             assert pool.nbytes - tensors == _memory_of(pool._returned)
             assert _memory_of([*pool._returned, *taken]) <= 4 * 60
+
+    def test_a_released_pool_has_neither_bytes_nor_slots(self) -> None:
+        pool = _pool(7)
+        pool.take(2)
+        pool.give(pool.take(3))
+
+        pool.release()
+
+        assert (pool.nbytes, pool.num_slots, pool.num_free) == (0, 0, 0)
+        assert pool.keys.shape == pool.values.shape == (ROWS, 0, DIM)
