@@ -77,3 +77,8 @@ def missing_filter(dataset: h5py.Dataset) -> str | None:
             names = [name for name, known in FILTERS.items() if known.code == code]
             return names[0] if names else title.decode(errors="replace").partition(";")[0] or f"number {code}"
     return None
+
+
+def needs_filter(name: str) -> str:
+    """What is said of a file or table that cannot be read without a filter, and the way out."""
+    return f"is stored with the filter {name}, which is not installed; install the Python package {PLUGIN}"

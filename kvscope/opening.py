@@ -15,6 +15,7 @@ import h5py
 
 from kvscope import liveness, superblock
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError
+from kvscope.filters import missing_filter, needs_filter
 from kvscope.format import FORMAT, HEADER, TABLES, VERSION
 from kvscope.header import optional_text, text_of
 
@@ -155,10 +156,9 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
         raise ValueError(f"{name} is a view of other tables")
     if properties.get_external_count():
         raise ValueError(f"{name} is stored in another file")
-    for index in range(properties.get_nfilters()):
-        code, _, _, title = properties.get_filter(index)
-        if not h5py.h5z.filter_avail(code):
-            raise ValueError(f"{name} needs the HDF5 filter {code} ({title.decode(errors='replace')!r})")
+    missing = missing_filter(dataset)
+    if missing is not None:
+        raise ValueError(f"{name} {needs_filter(missing)}")
     if dataset.dtype.hasobject:
         raise ValueError(f"{name} holds {dataset.dtype}")
     if dataset.chunks is not None:

@@ -22,6 +22,7 @@ from heatkv.errors import ScheduleError
 from heatkv.schedule import PruningSchedule
 from kvscope import liveness, maps, superblock
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError, UsageError
+from kvscope.filters import missing_filter, needs_filter
 from kvscope.format import FORMAT, RECORDING_STOPPED, TABLES, VERSION, Reason, Status, decode_text
 from kvscope.header import optional_text, read_header, text_of
 from kvscope.job import MAP_KINDS
@@ -46,6 +47,7 @@ class Trace:
         self._alive = True
         with self._reading():
             _check_version(path, file)
+            _check_filter(path, file)
             self.header = read_header(file.attrs)
             self.schedule = _read_schedule(file)
             """The plan in force."""
@@ -312,6 +314,13 @@ def _check_version(path: Path, file: h5py.File) -> None:
     major, _, _ = version.partition(".")
     if major != str(VERSION[0]):
         raise TraceVersionError(f"{path}: format version {version}, this kvscope reads {VERSION[0]}.x; upgrade kvscope")
+
+
+def _check_filter(path: Path, file: h5py.File) -> None:
+    # All compressed tables of a trace have one filter.
+    missing = missing_filter(file["kept_tokens"]) if "kept_tokens" in file else None
+    if missing is not None:
+        raise TraceError(f"{path}: {needs_filter(missing)}")
 
 
 def _one_map(dataset: h5py.Dataset, *place: int) -> NDArray[np.float32] | NDArray[np.uint8]:
