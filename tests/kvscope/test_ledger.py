@@ -22,6 +22,7 @@ from kvscope.errors import UsageError
 from kvscope.format import Reason
 from kvscope.job import Job
 from kvscope.ledger import Ledger, measure, predict
+from kvscope.ledger_lines import BUDGET, FULL, lines_of
 from kvscope.ledger_report import ledger_text
 from kvscope.ledger_sheet import Sheet
 from kvscope.plan import plan_job
@@ -389,3 +390,10 @@ class TestCommand:
         )
 
         assert subprocess.run([sys.executable, "-c", source], check=False).returncode == 0
+
+
+def test_the_documentation_has_every_line_in_the_codes_own_words() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ledger.md").read_text()
+
+    for entry in (FULL, BUDGET, *lines_of("cpu"), *lines_of("cuda")):
+        assert f"| {entry.name} | {entry.definition} | {entry.source} | {entry.formula} |" in page
