@@ -1,4 +1,4 @@
-"""Runs: every trace in a folder and below, from its header and last commit; no array is read but the few step rows.
+"""Runs: every trace in a folder and below, from what opening it reads and the few rows of its steps; no large array.
 
 A file that is no readable trace is listed too, with the one line that says why.
 """

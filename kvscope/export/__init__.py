@@ -77,7 +77,7 @@ def write_export(content: Content, name: str, path: Path, *, overwrite: bool = F
     except FileExistsError:
         raise OutputError(exists_text(path)) from None
     except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error}); nothing was left behind") from None
+        raise OutputError(f"{path}: cannot be written ({error.strerror}); nothing was left behind") from None
 
 
 def _placed(part: Path, target: Path, *, overwrite: bool) -> list[Path]:

@@ -52,11 +52,11 @@ class Content:
 
     @property
     def num_layers(self) -> int:
-        return self._trace.header.num_layers
+        return self._trace.schedule.num_layers
 
     @property
     def num_heads(self) -> int:
-        return self._trace.header.num_heads
+        return self._trace.schedule.num_heads
 
     @property
     def tiers(self) -> tuple[str, ...]:
@@ -73,7 +73,7 @@ class Content:
         times = [self._trace.header.created_monotonic_ns]
         for name in ROW_TABLES:
             column = "begin_ns" if name == "steps" else "t_ns"
-            times += self.rows(name)[column][:1].tolist()
+            times += self.rows(name)[column].tolist()
         return int(min(times))
 
     def rows(self, name: str) -> NDArray[np.void]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvscope.analysis import ScaleSummary, StepPlace
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
-from kvscope.export.units import unit_of
+from kvscope.export.values import unit_of
 from kvscope.format import LEVELS, TABLES, decode_text
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ def write(content: Content, part: Path) -> None:
         _scales(summary),
         _kept_over_time(content),
         _kept_by_head(content),
-        _machine(summary),
+        _machine(content),
         _job(content),
         _log(content),
         _notes(content),
@@ -216,7 +216,8 @@ def _kept_by_head(content: Content) -> Iterator[str]:
     )
 
 
-def _machine(summary: Summary) -> Iterator[str]:
+def _machine(content: Content) -> Iterator[str]:
+    summary = content.facts.summary
     tags, cost = summary.tags, summary.recorder
     rows = [
         ("device", safe(f"{summary.device}, {summary.dtype}, {summary.rows} rows of K and V"), ""),
@@ -238,7 +239,9 @@ def _machine(summary: Summary) -> Iterator[str]:
     yield "<h2>Machine</h2>"
     yield from table(("", "", "how it is known"), rows)
     if summary.perturbed:
-        yield note("Recording took time or memory from this run: compare neither with an unperturbed one's.")
+        by = content.facts.header["perturbed_by"]
+        because = f" ({safe(by)})" if by else ""
+        yield note(f"Recording changed this run{because}: compare its time and memory with no unperturbed run's.")
 
 
 def _peak_row(name: str, num_bytes: int | None, tag: str, *, absent: str) -> tuple[str, str, str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
+from kvscope.export.values import json_text
 from kvscope.format import LEVELS, TABLES, decode_text
 
 if TYPE_CHECKING:
@@ -22,7 +22,9 @@ FORMAT, VERSION = "kvscope.export", 1
 def write(content: Content, part: Path) -> None:
     """Write the object to the new file `part`."""
     with part.open("x", encoding="utf-8") as file:
-        file.write("{\n" + ",\n".join(f"  {_text(name)}: {_lines(value)}" for name, value in _record(content).items()))
+        file.write(
+            "{\n" + ",\n".join(f"  {json_text(name)}: {_lines(value)}" for name, value in _record(content).items())
+        )
         if content.arrays:
             _write_arrays(content, file)
         file.write("\n}\n")
@@ -50,13 +52,13 @@ def _rows(rows: NDArray[np.void]) -> list[dict[str, Any]]:  # Any: numbers and t
     return [{name: _value(name, row[name]) for name in rows.dtype.names or ()} for row in rows]
 
 
-def _value(name: str, value: Any) -> float | str | None:  # Any: what a column holds
+def _value(name: str, value: Any) -> float | str:  # Any: what a column holds
     if name == "text":
         return decode_text(value)
     if name == "level":
         return LEVELS[value] if value < len(LEVELS) else str(value)
     number: float = value.item()
-    return None if number != number else number
+    return number
 
 
 def _write_arrays(content: Content, file: IO[str]) -> None:
@@ -66,9 +68,9 @@ def _write_arrays(content: Content, file: IO[str]) -> None:
     for index, name in enumerate(names):
         table = TABLES[name]
         title = {"axes": list(table.axes), "unit": table.unit}
-        file.write(f'{"," * bool(index)}\n    "{name}": {_text(title)[:-1]}, "values": [')
+        file.write(f'{"," * bool(index)}\n    "{name}": {json_text(title)[:-1]}, "values": [')
         for scale in range(content.scales_done):
-            file.write(f"{',' * bool(scale)}\n      {_text(_nulls(_of_scale(content, name, scale).tolist()))}")
+            file.write(f"{',' * bool(scale)}\n      {json_text(_of_scale(content, name, scale).tolist())}")
         file.write("]}")
     file.write("}")
 
@@ -83,18 +85,8 @@ def _of_scale(content: Content, name: str, scale: int) -> NDArray[np.generic]:
     )
 
 
-def _nulls(values: Any) -> Any:  # Any: numbers, in as many lists as there are axes
-    if isinstance(values, list):
-        return [_nulls(value) for value in values]
-    return None if values != values else values
-
-
 def _lines(value: Any) -> str:  # Any: a JSON value
     """Rows one a line, so that a long table can be read by eye and by `grep`; all else on one."""
     if not (isinstance(value, list) and value and isinstance(value[0], dict)):
-        return _text(value)
-    return "[\n" + ",\n".join(f"    {_text(row)}" for row in value) + "\n  ]"
-
-
-def _text(value: Any) -> str:  # Any: a JSON value
-    return json.dumps(value, allow_nan=False)
+        return json_text(value)
+    return "[\n" + ",\n".join(f"    {json_text(row)}" for row in value) + "\n  ]"

@@ -6,7 +6,6 @@ summary one scalar variable (`summary_seconds`), so that a folder of exports con
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -16,7 +15,7 @@ import h5py
 import numpy as np
 
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
-from kvscope.export.units import unit_of
+from kvscope.export.values import json_text, unit_of
 from kvscope.format import AXES, TABLES, TEXT_BYTES
 from kvscope.maps import MAP_CELLS, MAP_GRID
 
@@ -35,7 +34,8 @@ _TITLE = "KV cache of one run of a visual autoregressive model"
 
 def write(content: Content, part: Path) -> None:
     """Write the new file `part`."""
-    with h5py.File(part, "x", libver=_LIBVER, track_order=True) as file:
+    # Made in memory: HDF5 can neither finish nor close a file on a full disk.
+    with h5py.File(part, "w", driver="core", backing_store=False, libver=_LIBVER, track_order=True) as file:
         for name, value in _attributes(content).items():
             _attribute(file, name, value)
         variables = _Variables(file)
@@ -47,6 +47,8 @@ def write(content: Content, part: Path) -> None:
         if "maps" in content.tiers:
             _add_maps(content, variables)
         _add_pictures(content, variables)
+        file.flush()
+        part.write_bytes(file.id.get_file_image())
 
 
 class _Variables:
@@ -117,7 +119,7 @@ def _attributes(content: Content) -> dict[str, str]:
     header = {
         name: value for name, value in facts.header.items() if name not in ("scales", "tiers") and value is not None
     }
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in header.items()}
+    texts = {name: value if isinstance(value, str) else json_text(value) for name, value in header.items()}
     return {
         "Conventions": "CF-1.11",
         "title": _TITLE,
@@ -125,8 +127,8 @@ def _attributes(content: Content) -> dict[str, str]:
         "redacted": "; ".join(facts.removed) or "nothing",
         **texts,
         "tiers": ", ".join(content.tiers),
-        "scales": json.dumps(facts.header["scales"]),
-        "schedule": json.dumps(facts.schedule),
+        "scales": json_text(facts.header["scales"]),
+        "schedule": json_text(facts.schedule),
         "trace_status": facts.summary.status,
         "trace_message": facts.summary.message,
         "policy": facts.summary.policy,

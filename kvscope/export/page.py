@@ -127,6 +127,6 @@ def picture(caption: str, rgb: NDArray[np.uint8], *, style: str = "") -> str:
     return f'<figure class="{style}">{shown}<figcaption>{caption}</figcaption></figure>'
 
 
-def safe(text: str) -> str:
-    """Foreign text as markup that shows it, and nothing else."""
-    return html.escape(printable(text))
+def safe(value: object) -> str:
+    """A foreign text, or whatever stands in its place, as markup that shows it, and nothing else."""
+    return html.escape(printable(str(value)))

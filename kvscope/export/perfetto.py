@@ -5,13 +5,13 @@ Times are microseconds from the earliest time of the trace, as that format wants
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kvscope.export.values import json_text
 from kvscope.format import LEVELS, decode_text
 
 if TYPE_CHECKING:
@@ -40,9 +40,9 @@ def write(content: Content, part: Path) -> None:
     """Write the object to the new file `part`, one event a line."""
     head = {"displayTimeUnit": "ms", "otherData": _other(content)}
     with part.open("x", encoding="utf-8") as file:
-        file.write(_text(head)[:-1] + ', "traceEvents": [')
+        file.write(json_text(head)[:-1] + ', "traceEvents": [')
         for index, event in enumerate(_events(content)):
-            file.write(f"{',' * bool(index)}\n{_text(event)}")
+            file.write(f"{',' * bool(index)}\n{json_text(event)}")
         file.write("\n]}\n")
 
 
@@ -57,7 +57,7 @@ def _other(content: Content) -> dict[str, str]:
         "header": facts.header,
         "schedule": facts.schedule,
     }
-    return {name: value if isinstance(value, str) else _text(value) for name, value in record.items()}
+    return {name: value if isinstance(value, str) else json_text(value) for name, value in record.items()}
 
 
 def _events(content: Content) -> Iterator[Event]:
@@ -110,7 +110,3 @@ def _name(kind: str, name: str) -> Event:
 
 def _event(phase: str, name: str, since_ns: int, **more: Any) -> Event:  # Any: JSON values
     return {"ph": phase, "name": name, "pid": _PROCESS, "tid": _THREAD, "ts": since_ns / 1000, **more}
-
-
-def _text(value: Any) -> str:  # Any: a JSON value
-    return json.dumps(value, allow_nan=False)

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -204,6 +205,26 @@ class TestEveryExporter:
     def test_a_folder_that_is_missing_is_told(self, name: str, traces: dict[str, Path], tmp_path: Path) -> None:
         with Trace.open(traces["empty"]) as trace, pytest.raises(OutputError, match="does not exist"):
             write_export(Content(trace), name, tmp_path / "missing" / "out")
+
+    def test_on_a_full_disk_it_leaves_nothing_and_says_so(
+        self, name: str, traces: dict[str, Path], tmp_path: Path
+    ) -> None:
+        code = (
+            "import resource, sys\n"
+            "from kvscope.export import write_export\n"
+            "from kvscope.export.content import Content\n"
+            "from kvscope.trace import Trace\n"
+            "with Trace.open(sys.argv[1]) as trace:\n"
+            "    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+            "    write_export(Content(trace), sys.argv[2], __import__('pathlib').Path(sys.argv[3]))\n"
+        )
+        command = [sys.executable, "-c", code, str(traces["done"]), name, str(tmp_path / "out")]
+
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+        assert done.returncode == 1
+        assert "out: cannot be written (File too large); nothing was left behind" in done.stderr.splitlines()[-1]
+        assert list(tmp_path.iterdir()) == []
 
     def test_it_is_documented_with_its_command(self, name: str) -> None:
         assert f"### {name}\n" in DOCUMENT
