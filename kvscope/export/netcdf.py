@@ -18,16 +18,13 @@ from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
 from kvscope.export.values import json_text, unit_of
 from kvscope.format import AXES, TABLES, TEXT_BYTES
 from kvscope.maps import MAP_CELLS, MAP_GRID
+from kvscope.writer import LIBVER, NO_VALUES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvscope.export.content import Content
 
-# As the recorder has it: what today's HDF5 calls "latest", HDF5 1.14 cannot read.
-_LIBVER = ("v110", "v110")
-# h5netcdf and netCDF-C take a dimension scale of this name for an axis without values.
-_NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
 _TEXT_AXIS = "text_byte"
 _TITLE = "KV cache of one run of a visual autoregressive model"
 
@@ -35,7 +32,7 @@ _TITLE = "KV cache of one run of a visual autoregressive model"
 def write(content: Content, part: Path) -> None:
     """Write the new file `part`."""
     # Made in memory: HDF5 can neither finish nor close a file on a full disk.
-    with h5py.File(part, "w", driver="core", backing_store=False, libver=_LIBVER, track_order=True) as file:
+    with h5py.File(part, "w", driver="core", backing_store=False, libver=LIBVER, track_order=True) as file:
         for name, value in _attributes(content).items():
             _attribute(file, name, value)
         variables = _Variables(file)
@@ -104,7 +101,7 @@ class _Variables:
             return self._file[name]
         maxshape = (None,) if not length else (length,)
         axis = self._file.create_dataset(name, data=np.arange(length, dtype=np.int32), maxshape=maxshape)
-        axis.make_scale(name if name in _WITH_VALUES else _NO_VALUES)
+        axis.make_scale(name if name in _WITH_VALUES else NO_VALUES)
         _attribute(axis, "long_name", AXES[name].meaning if name in AXES else "Byte of a text")
         _attribute(axis, "units", "1")
         return axis
