@@ -54,12 +54,14 @@ class TraceFile:
         self._found = writer.current_path()
         if self.is_in_place or (self.spool is not None and self._found == self.spool.path):
             self._found = self._found or writer.path
+        elif os.path.lexists(self.path) and not writer.file_status.st_nlink:
+            self.misplaced = "another file took the trace's place during the run"
+        elif not writer.file_status.st_nlink:
+            self.misplaced = "the trace was deleted during the run"
         elif self._found is not None:
             self.misplaced = f"the trace was moved during the run, to {self._found}"
-        elif self.path.exists():
-            self.misplaced = "another file took the trace's place during the run"
         else:
-            self.misplaced = "the trace was deleted during the run"
+            self.misplaced = "the trace was moved during the run, or may not be reached any more"
 
     def settle(self, *, is_whole: bool) -> None:
         """Finalise the closed file where it is, or bring it from the spool to its place.

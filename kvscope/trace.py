@@ -7,7 +7,6 @@ belongs to one moment, until `refresh` moves on to a later one. A Trace is used 
 from __future__ import annotations
 
 import json
-import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,12 +19,21 @@ import numpy as np
 
 from heatkv.errors import ScheduleError
 from heatkv.schedule import PruningSchedule
-from kvscope import liveness, maps, superblock
-from kvscope.errors import TraceError, TraceFormatError, TraceVersionError, UsageError
-from kvscope.filters import missing_filter, needs_filter
-from kvscope.format import FORMAT, RECORDING_STOPPED, TABLES, VERSION, Reason, Status, decode_text
-from kvscope.header import optional_text, read_header, text_of
-from kvscope.job import MAP_KINDS
+from kvscope import liveness, maps
+from kvscope.errors import TraceError, TraceFormatError, UsageError
+from kvscope.format import RECORDING_STOPPED, TABLES, Reason, Status, decode_text
+from kvscope.header import read_header, text_of
+from kvscope.opening import (
+    DAMAGE,
+    axis_lengths,
+    check_filter,
+    check_version,
+    first_line,
+    header_attributes,
+    last_commit,
+    open_file,
+    root_table,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,13 +51,15 @@ class Trace:
         self._file = file
         self._followed = followed
         self._rows: dict[str, NDArray[Any]] = {}
-        self._commit: NDArray[np.void]
+        self._commit: np.void
         self._alive = True
+        self._datasets: dict[str, h5py.Dataset] = {}
         with self._reading():
-            _check_version(path, file)
-            _check_filter(path, file)
-            self.header = read_header(file.attrs)
-            self.schedule = _read_schedule(file)
+            check_version(path, file)
+            check_filter(path, file)
+            self.header = read_header(header_attributes(file))
+            self._lengths = axis_lengths(self.header)
+            self.schedule = self._read_schedule()
             """The plan in force."""
             self._read_commit()
 
@@ -57,7 +67,7 @@ class Trace:
     def open(cls, path: Path | str) -> Trace:
         """Open a trace, live, ended or crashed. Raises TraceError, or a child that says what is wrong."""
         path = Path(path)
-        file, followed = _open_file(path)
+        file, followed = open_file(path)
         try:
             return cls(path, file, followed=followed)
         except BaseException:
@@ -72,6 +82,11 @@ class Trace:
         with self._reading():
             self._read_commit()
         return before != (self._commit["epoch"], self.status)
+
+    @property
+    def file(self) -> h5py.File:
+        """The HDF5 file itself, for what is asked of its structure; nothing in it has been checked."""
+        return self._file
 
     @property
     def status(self) -> TraceStatus:
@@ -104,6 +119,11 @@ class Trace:
     def file_bytes(self) -> int:
         """Length of the file; while it is live, with the room that is reserved for what comes next."""
         return self.path.stat().st_size
+
+    @property
+    def scale_summary(self) -> NDArray[np.void]:
+        """One row per finished scale: what its steps add up to; columns as in format.TABLES["scale_summary"]."""
+        return self._table("scale_summary")
 
     @property
     def steps(self) -> NDArray[np.void]:
@@ -143,7 +163,7 @@ class Trace:
             )
         if "attention_map" not in self._file:
             return np.full((self.header.scales.num_scales, maps.MAP_CELLS, maps.MAP_CELLS), np.nan, np.float32)
-        stored = self._read("attention_map", lambda dataset: _one_map(dataset, query_scale, layer, head))
+        stored = self._read("attention_map", lambda dataset: dataset[query_scale, layer, head])
         return maps.decode(stored) if stored.dtype == np.uint8 else stored
 
     @property
@@ -176,11 +196,20 @@ class Trace:
         """What the run said: t_ns, level (an index of format.LEVELS), text (see format.decode_text)."""
         return self._table("log")
 
+    @property
+    def commits(self) -> NDArray[np.void]:
+        """Every commit so far, the last one last."""
+        count = int(self._commit["epoch"]) + 1
+        return cast("NDArray[np.void]", self._read("commit", lambda dataset: dataset[:count]))
+
     def bits(self, scale: int) -> NDArray[np.uint8]:
         """[batch, tokens, bit]: the sampled bits of a finished scale."""
         self._check_done(scale)
         begin, end = self.header.scales.offsets[scale : scale + 2]
-        return cast("NDArray[np.uint8]", self._read("bits", lambda dataset: dataset[:, begin:end]))
+        bits = self._read("bits", lambda dataset: dataset[:, begin:end])
+        if bits.shape[1] != end - begin:
+            raise TraceFormatError(f"{self.path}: damaged: bits of scale {scale} are missing; record it again")
+        return cast("NDArray[np.uint8]", bits)
 
     def preview(self, scale: int) -> NDArray[np.uint8] | None:
         """[height, width, 3]: the picture after a finished scale; None: none was made."""
@@ -210,10 +239,7 @@ class Trace:
         # Asked before reading: the recorder lets go of its lock only after its last commit. The other way round,
         # a run that ends in between would look crashed.
         held = self.header.liveness == "lock" and liveness.is_held(self.path)
-        dataset = self._dataset("commit")
-        if not len(dataset):
-            raise TraceFormatError(f"{self.path}: damaged: it has no commit; expected a file made by `kvscope run`")
-        self._commit = dataset[-1]
+        self._commit = last_commit(self.path, self._dataset("commit"))
         Status(int(self._commit["status"]))  # ValueError if it is none
         if self.scales_done > self.header.scales.num_scales:
             raise ValueError(f"{self.scales_done} scales of {self.header.scales.num_scales}")
@@ -235,6 +261,8 @@ class Trace:
         if known is None or len(known) < count:
             begin = 0 if known is None else len(known)
             new = self._read(name, lambda dataset: dataset[begin:count])
+            if len(new) != count - begin:
+                raise TraceFormatError(f"{self.path}: damaged: rows of {name} are missing; record it again")
             known = new if known is None else np.concatenate([known, new])
             known.flags.writeable = False
             self._rows[name] = known
@@ -245,10 +273,19 @@ class Trace:
             return select(self._dataset(name))
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        dataset = self._file[name]
+        if name not in self._datasets:
+            self._datasets[name] = root_table(self._file, name, self._lengths)
+        dataset = self._datasets[name]
         if self._followed:
             dataset.id.refresh()
         return dataset
+
+    def _read_schedule(self) -> PruningSchedule:
+        record = json.loads(text_of(self._file.attrs, "schedule"))
+        schedule = PruningSchedule.from_json(record | {"drop_step": self._dataset("drop_step")[...].tolist()})
+        if schedule.scales.sizes != self.header.scales.sizes:
+            raise ValueError("the schedule is for other scales than the header's")
+        return schedule
 
     def _check_done(self, scale: int) -> None:
         if not 0 <= scale < self.scales_done:
@@ -258,82 +295,8 @@ class Trace:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, KeyError, ValueError, RuntimeError, ScheduleError, UsageError) as error:
+        except (*DAMAGE, ScheduleError, UsageError) as error:
             # HDF5 tells of damage in many ways; here they all mean that one thing.
             raise TraceFormatError(
-                f"{self.path}: damaged or cut short ({_first_line(error)}); expected a file made by `kvscope run`"
+                f"{self.path}: damaged or cut short ({first_line(error)}); expected a file made by `kvscope run`"
             ) from None
-
-
-def _open_file(path: Path) -> tuple[h5py.File, bool]:
-    """(the file, whether it is followed): a live file is, what a dead writer left is read as if it had been closed."""
-    try:
-        mode = path.stat().st_mode
-        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe would wait for its writer for ever
-            raise TraceError(f"{path}: not a regular file; expected a trace made by `kvscope run`")
-        held = liveness.is_held(path)
-        with path.open("rb") as file:
-            beginning = file.read(superblock.SIZE)
-    except FileNotFoundError:
-        raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
-    except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
-    if not beginning.startswith(superblock.SIGNATURE):
-        raise TraceFormatError(f"{path}: not an HDF5 file; expected a trace made by `kvscope run`")
-    _check_length(path, beginning)
-    block = superblock.parse(beginning)
-    followed = held or (block is not None and not block.is_closed and not liveness.SUPPORTED)
-    try:
-        if followed:
-            return h5py.File(path, "r", swmr=True, locking="best-effort"), True
-        if block is None or block.is_closed:
-            return h5py.File(path, "r", locking="best-effort"), False
-        return h5py.File(superblock.RepairedFile(path), "r"), False
-    except OSError as error:
-        raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({_first_line(error)})") from None
-
-
-def _check_length(path: Path, beginning: bytes) -> None:
-    """Raises TraceFormatError if a closed file is shorter than it was then. (A live one's length says nothing.)"""
-    block, length = superblock.parse(beginning), path.stat().st_size
-    if length < superblock.SIZE:
-        raise TraceFormatError(f"{path}: cut short, {length} bytes are left; copy or record it again")
-    if block is not None and block.is_closed and length < block.end:
-        raise TraceFormatError(f"{path}: cut short, {length} of {block.end} bytes are left; copy or record it again")
-
-
-def _check_version(path: Path, file: h5py.File) -> None:
-    found = optional_text(file.attrs, "format")
-    if found == "kvscope.calibration":
-        raise TraceFormatError(
-            f"{path}: a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it"
-        )
-    if found != FORMAT:
-        raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
-    version = text_of(file.attrs, "format_version")
-    major, _, _ = version.partition(".")
-    if major != str(VERSION[0]):
-        raise TraceVersionError(f"{path}: format version {version}, this kvscope reads {VERSION[0]}.x; upgrade kvscope")
-
-
-def _check_filter(path: Path, file: h5py.File) -> None:
-    # All compressed tables of a trace have one filter.
-    missing = missing_filter(file["kept_tokens"]) if "kept_tokens" in file else None
-    if missing is not None:
-        raise TraceError(f"{path}: {needs_filter(missing)}")
-
-
-def _one_map(dataset: h5py.Dataset, *place: int) -> NDArray[np.float32] | NDArray[np.uint8]:
-    if dataset.ndim != len(TABLES["attention_map"].axes) or dataset.dtype not in MAP_KINDS:
-        raise ValueError(f"attention_map is {dataset.dtype} of {dataset.ndim} axes")
-    return cast("NDArray[np.float32] | NDArray[np.uint8]", dataset[place])
-
-
-def _read_schedule(file: h5py.File) -> PruningSchedule:
-    record = json.loads(text_of(file.attrs, "schedule"))
-    return PruningSchedule.from_json(record | {"drop_step": file["drop_step"][...].tolist()})
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error.args[0]) if error.args else type(error).__name__
-    return text.partition("\n")[0]

@@ -61,6 +61,7 @@ class TraceWriter:
         self.path = path
         self._file = file
         self._descriptor = descriptor
+        self._named: int | None = None
         # Opened once: a dataset that is let go of is flushed, which must not happen at a moment of its own.
         self._datasets = {name: file[name] for name in (*TABLES, "query_scale")}
         self._counts = dict.fromkeys((*COUNTED, "query_scale"), 0)
@@ -123,6 +124,9 @@ class TraceWriter:
         except OSError as error:
             raise OutputError(f"{path}: cannot be written ({reason_text(error)}); nothing was left behind") from None
         self.path = path
+        # The other descriptor knows the file by the name it was created with, which may be gone.
+        with contextlib.suppress(OSError):
+            self._named = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     @classmethod
     def _started(
@@ -157,7 +161,7 @@ class TraceWriter:
     def current_path(self) -> Path | None:
         """Where the file is now, whoever moved it; None: it was deleted, or the system does not tell."""
         try:
-            found = Path(f"/proc/self/fd/{self._descriptor}").readlink()
+            found = Path(f"/proc/self/fd/{self._named}").readlink()
             return found if os.path.samestat(found.stat(), self.file_status) else None
         except OSError:
             return None
@@ -220,7 +224,7 @@ class TraceWriter:
         self._file.close()
         with contextlib.suppress(OSError):  # the room only; the trace is whole
             _give_back_room(self._descriptor)
-        os.close(self._descriptor)
+        self._let_go()
 
     def end_early(self, reason: str) -> None:
         """End a trace whose run goes on: what was committed stays, the last commit says why there is no more."""
@@ -241,7 +245,12 @@ class TraceWriter:
         os.dup2(null, self._file.id.get_vfd_handle())
         os.close(null)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
-        os.close(self._descriptor)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for descriptor in (self._descriptor, self._named):
+            if descriptor is not None:
+                os.close(descriptor)
 
     def _append_along_scales(self, name: str, scale: int, values: NDArray[np.generic] | None) -> None:
         # The first picture sets the size of all previews.

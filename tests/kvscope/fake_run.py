@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import time
@@ -215,6 +216,21 @@ def _limit_file_size(num_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
 
 
+def change_folder(path: Path, change: str) -> None:
+    """Move, delete or close the folder of a trace, or close the file itself; the administrator's rights go too."""
+    match change:
+        case "folder moved":
+            path.parent.rename(path.parent.with_name("b"))
+        case "folder deleted":
+            shutil.rmtree(path.parent)
+        case "folder closed":
+            path.parent.chmod(0o555)
+        case "file closed":
+            path.chmod(0o400)
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("path", type=Path)
@@ -229,7 +245,11 @@ def main() -> None:
     parser.add_argument(
         "--no-promise", action="store_true", help="let HDF5 itself meet the limit, as with a failing disk"
     )
+    parser.add_argument("--kill-finalising", action="store_true", help="kill -9 when the new file is ready to be named")
+    parser.add_argument("--change", help="what happens to the trace's folder after the third scale")
     options = parser.parse_args()
+    if options.kill_finalising:
+        os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
     if options.no_promise:
         TraceWriter._reserve = lambda _writer, _num_bytes: None  # type: ignore[method-assign]
     if options.limit_bytes and options.limit_at < 0:
@@ -241,6 +261,9 @@ def main() -> None:
             wait_for_scales(options.path, options.kill_at)
             run_steps(recorder, fake_schedule(), options.kill_at)
             os.kill(os.getpid(), signal.SIGKILL)
+        if options.change and scale == 2:
+            wait_for_scales(options.path, 3)
+            change_folder(options.path, options.change)
         if options.limit_bytes and scale == options.limit_at:
             _limit_file_size(options.limit_bytes)
 
@@ -248,7 +271,7 @@ def main() -> None:
         large = np.random.default_rng(0).integers(0, 256, (2048, 2048, 3), dtype=np.uint8)
         run(recorder, image=large if options.large_image else None, after=after)
         sys.stdout.write("the run went on to its end\n")
-    sys.stdout.write(f"failed: {recorder.failed}\n")
+    sys.stdout.write(f"failed: {recorder.failed}\nproblem: {recorder.problem}\n")
 
 
 if __name__ == "__main__":

@@ -7,8 +7,10 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,10 +18,10 @@ import h5py
 import numpy as np
 import pytest
 
-from kvscope import liveness
+from kvscope import filters, liveness
 from kvscope import recorder as recorder_module
 from kvscope import writer as writer_module
-from kvscope.errors import OutputError
+from kvscope.errors import OutputError, TraceError, UsageError
 from kvscope.format import TABLES, Reason, decode_text
 from kvscope.maps import MAP_ERROR, pool
 from kvscope.nvml import GpuSampler
@@ -29,6 +31,14 @@ from kvscope.writer import TraceWriter
 
 FAKE_RUN = Path(__file__).with_name("fake_run.py")
 NUM_SCALES = 5
+
+
+@pytest.fixture
+def common_folder() -> Iterator[Path]:
+    """A folder that every user can reach: pytest's own are private, and the administrator may write anywhere."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o777)
+        yield Path(folder).resolve()
 
 
 def run_program(path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -404,6 +414,13 @@ def test_a_trace_that_was_taken_away_during_the_run_is_noticed(
 
     assert recorder.failed is None
     assert not recorder.is_in_place
+    said = {
+        "moved": f"the trace was moved during the run, to {tmp_path / 'b.h5'}",
+        "deleted": "the trace was deleted during the run",
+        "replaced": "another file took the trace's place during the run",
+    }
+    assert recorder.problem == f"{path}: {said[change]}"
+    assert (recorder.file.finalised is not None) == (change == "moved")  # where it is now
 
 
 def test_a_part_file_of_another_run_is_left_alone(tmp_path: Path, fake_run: ModuleType) -> None:
@@ -487,6 +504,155 @@ def test_an_error_of_the_disk_is_kept_and_told_by_finish(
     assert "Input/output error" in reason
     assert str(tmp_path / "a.h5") in reason
     assert recorder.failed == reason
+
+
+@pytest.mark.parametrize("change", ["folder moved", "folder deleted", "folder closed", "file closed"])
+def test_what_happens_to_the_folder_during_the_run_does_not_stop_the_run(common_folder: Path, change: str) -> None:
+    folder, path = common_folder / "a", common_folder / "a" / "a.h5"
+    folder.mkdir()
+    folder.chmod(0o777)
+    done = run_program(path, "--change", change)
+
+    assert done.returncode == 0, done.stderr
+    assert "the run went on to its end" in done.stdout
+    assert "failed: None" in done.stdout
+    said = {
+        "folder moved": f"{path}: the trace was moved during the run, to {common_folder / 'b' / 'a.h5'}",
+        "folder deleted": f"{path}: the trace was deleted during the run",
+    }
+    assert f"problem: {said.get(change)}" in done.stdout
+    left = common_folder / "b" / "a.h5" if change == "folder moved" else path
+    if change != "folder deleted":
+        with Trace.open(left) as trace:
+            assert (trace.status, trace.scales_done) == ("done", NUM_SCALES)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_a_quota_is_met_as_a_full_disk_is_and_told_at_once(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    said: list[str] = []
+    recorder = Recorder(tmp_path / "a.h5", fake_run.fake_job(), narrate=said.append)
+
+    def full(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    def stop(scale: int) -> None:
+        if scale == 1:
+            fake_run.wait_for_scales(tmp_path / "a.h5", 2)
+            monkeypatch.setattr(os, "posix_fallocate", full)
+
+    with recorder:
+        fake_run.run(recorder, image=np.zeros((2048, 2048, 3), np.uint8), after=stop)
+
+    assert recorder.failed is not None
+    assert said == [recorder.failed]
+    assert os.strerror(number) in recorder.failed
+    assert "\n" not in recorder.failed
+    with Trace.open(tmp_path / "a.h5") as trace:
+        assert trace.recording_stopped
+        assert trace.scales_done >= 2
+
+
+def test_a_real_disk_that_gets_full_leaves_the_committed_scales(tmp_path: Path, fake_run: ModuleType) -> None:
+    program = (
+        f"mount -t tmpfs -o size=700k none {tmp_path} && {sys.executable} {FAKE_RUN} {tmp_path}/a.h5 --large-image"
+    )
+    check = f"{sys.executable} -c \"from kvscope.trace import Trace; t = Trace.open('{tmp_path}/a.h5'); "
+    check += 'print(t.status, t.recording_stopped, t.scales_done, t.message)"'
+    command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", f"{program} && {check}"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs unshare")
+    if "unshare:" in done.stderr or "mount:" in done.stderr:
+        pytest.skip(f"needs a user namespace: {done.stderr.splitlines()[0]}")
+
+    assert done.returncode == 0, done.stderr
+    assert "the run went on to its end" in done.stdout
+    said = done.stdout.splitlines()[-1]
+    assert said.startswith(f"failed True {NUM_SCALES} recording stopped: No space left on device")
+
+
+def test_a_file_system_that_cannot_reserve_room_is_recorded_to_all_the_same(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    with Recorder(tmp_path / "a.h5", fake_run.fake_job()) as recorder:
+        fake_run.run(recorder)
+
+    assert recorder.problem is None
+
+
+def test_a_file_system_without_locks_is_recorded_to_all_the_same(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = h5py.File
+
+    def without_locks(*arguments: object, **options: object) -> h5py.File:
+        if options.get("locking") == "best-effort":
+            raise OSError(errno.ENOLCK, "unable to lock file, errno = 37, error message = 'No locks available'")
+        return opened(*arguments, **options)
+
+    with monkeypatch.context() as patch, Recorder(tmp_path / "a.h5", fake_run.fake_job()) as recorder:
+        patch.setattr(writer_module.h5py, "File", without_locks)
+        fake_run.run(recorder, scales=1)
+        patch.undo()
+
+    with Trace.open(tmp_path / "a.h5") as trace:
+        assert trace.scales_done == 1
+
+
+def test_an_unknown_filter_is_refused_before_the_run(tmp_path: Path, fake_run: ModuleType) -> None:
+    with pytest.raises(UsageError, match="expected one of gzip, none, bitshuffle-lz4"):
+        Recorder(tmp_path / "a.h5", fake_run.fake_job(), filter="zip")
+
+
+def test_a_filter_that_is_not_installed_is_one_line_when_writing_and_when_reading(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Recorder(tmp_path / "a.h5", fake_run.fake_job()) as recorder:
+        fake_run.run(recorder)
+    monkeypatch.setattr(filters, "is_available", lambda code: code == h5py.h5z.FILTER_SHUFFLE)
+
+    with pytest.raises(UsageError, match=r"bitshuffle-lz4: needs the Python package hdf5plugin; install it, or use"):
+        Recorder(tmp_path / "b.h5", fake_run.fake_job(), filter="bitshuffle-lz4")
+    with pytest.raises(TraceError, match=r"a.h5: is stored with the filter gzip, which is not installed; install the"):
+        Trace.open(tmp_path / "a.h5")
+
+
+def test_a_faster_filter_stores_the_same(tmp_path: Path, fake_run: ModuleType) -> None:
+    pytest.importorskip("hdf5plugin")
+    job = fake_run.fake_job(attention_map="float32")
+    with Recorder(tmp_path / "a.h5", job, filter="bitshuffle-lz4", preview=fake_run.fake_preview) as recorder:
+        fake_run.run(recorder)
+
+    assert recorder.file.finalised is not None
+    with Trace.open(tmp_path / "a.h5") as trace:
+        np.testing.assert_array_equal(trace.kept_tokens, fake_run.fake_schedule().kept_tokens())
+        assert not np.isnan(trace.attention_map(4, 1, 0)).all()
+        assert trace.preview(0) is not None
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file.attrs["filter"] == b"bitshuffle-lz4"
+        assert file["attention_map"].id.get_create_plist().get_filter(0)[0] == 32008
+
+
+def test_the_summary_of_a_scale_is_what_its_steps_add_up_to(tiny_trace: Path) -> None:
+    with Trace.open(tiny_trace) as trace:
+        for scale, summary in enumerate(trace.scale_summary):
+            steps = trace.steps[trace.steps["query_scale"] == scale]
+            assert summary["begin_ns"] == steps["begin_ns"][0]
+            assert summary["end_ns"] == steps["end_ns"][-1]
+            assert summary["layer_ns"] == (steps["end_ns"] - steps["begin_ns"]).sum()
+            assert summary["accounted_peak_bytes"] == steps["accounted_bytes"].max()
+            assert summary["storage_peak_bytes"] == steps["storage_bytes"].max()
+            assert summary["evicted_tokens"] == steps["evicted_tokens"].sum()
+            assert summary["kept_tokens"] == trace.kept_tokens[scale].sum()
+            assert summary["read_tokens"] == trace.read_tokens[scale].sum()
+        assert len(trace.scale_summary) == NUM_SCALES
 
 
 def test_a_writer_that_stands_still_holds_the_run_up_only_for_a_moment(
