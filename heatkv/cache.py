@@ -1,8 +1,9 @@
 """KVCache: the keys and values a run holds, in one pool for all layers. It obeys a PruningSchedule and never decides.
 
-The pool is allocated once, exactly as large as the schedule's peak. The sink scales, which never leave, are its
-first slots, layer after layer and head after head; a slot that an eviction frees serves whatever comes next, in any
-layer. The last scale is never stored. Byte counts are read from the memory held, not from a formula.
+The pool is allocated once, exactly as large as the schedule's peak. The first scales, as many as no head ever lets go
+(the sinks; without pruning all), lie dense in its first slots, layer after layer and head after head; a slot that an
+eviction frees serves whatever comes next, in any layer. The last scale is never stored. Byte counts are read from the
+memory held, not from a formula.
 """
 
 from __future__ import annotations
@@ -34,9 +35,10 @@ class KVCache:
         num_layers, num_heads, tokens = schedule.num_layers, schedule.num_heads, schedule.scales.tokens
         self._held: list[dict[tuple[int, int], Slots]] = [{} for _ in range(num_layers)]
         """Per layer, (source_scale, head) → slots; in the order of the source scales."""
-        sinks = tokens[: schedule.sink_scales]
-        self._sinks = self.pool.take(num_layers * num_heads * sum(sinks)).reshape(num_layers, num_heads, -1)
-        """[layer, head, token]: where the sink scales go."""
+        self._num_resident = _resident_scales(schedule)
+        resident = sum(tokens[: self._num_resident])
+        self._resident = self.pool.take(num_layers * num_heads * resident).reshape(num_layers, num_heads, -1)
+        """[layer, head, token]: where the first scales go, that never leave."""
         self._num_tokens = self._index_bytes = 0
 
     def visible(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> Visible:
@@ -95,7 +97,7 @@ class KVCache:
     @property
     def storage_bytes(self) -> int:
         """Every byte allocated for keys, values and for finding them: the pool, and the numbers of the slots in use."""
-        return self.pool.nbytes + self._sinks.nbytes + self._index_bytes
+        return self.pool.nbytes + self._resident.nbytes + self._index_bytes
 
     def clear(self) -> None:
         """Forget everything and free its memory, even while something, such as a traceback, holds this object."""
@@ -118,10 +120,16 @@ class KVCache:
 
     def _slots_for(self, layer: int, source_scale: int, head: int, tokens: int) -> Slots:
         """Where a source scale of one head goes."""
-        if source_scale >= self.schedule.sink_scales:
+        if source_scale >= self._num_resident:
             return self.pool.take(tokens)
         begin = self.schedule.scales.offsets[source_scale]
-        return self._sinks[layer, head, begin : begin + tokens]
+        return self._resident[layer, head, begin : begin + tokens]
+
+
+def _resident_scales(schedule: PruningSchedule) -> int:
+    """How many source scales, from the first on, every head keeps to the end."""
+    stay = (schedule.drop_step[:, :, :-1] == schedule.num_steps - 1).all(axis=(0, 1))
+    return int(np.argmin(np.append(stay, False)))
 
 
 def _rows_of(tensor: Tensor, heads: list[int]) -> Tensor:

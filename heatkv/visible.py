@@ -82,20 +82,37 @@ class Packed:
 def gathered(stored: Tensor, current: Tensor, slots: Tensor, out: Tensor) -> Tensor:
     """Fill `out` [R, H', P + L, D] with each head's stored tokens, then its current ones, and return it.
 
-    `stored` [R, num_slots, D], `current` [R, H', L, D], `slots` [H', P]. Large pieces are copied straight to their
-    place; for small ones two calls for all of them cost less than one call each.
+    `stored` [R, num_slots, D], `current` [R, H', L, D], `slots` [H', P] on the CPU. Slots that lie dense are copied as
+    a block. Of others, large pieces are copied straight to their place; for small ones two calls for all of them cost
+    less than one call each.
     """
     num_stored = slots.shape[1]
     out[:, :, num_stored:] = current
-    if num_stored * stored.shape[2] < _LARGE_PIECE:
-        rows, heads = out.shape[:2]
-        out[:, :, :num_stored] = stored.index_select(1, slots.flatten()).view(rows, heads, num_stored, -1)
-        return out
-    for row in range(out.shape[0]):
-        for head in range(out.shape[1]):
-            torch.index_select(stored[row], 0, slots[head], out=out[row, head, :num_stored])
+    dense = _as_block(stored, slots.numpy())
+    if dense is not None:
+        out[:, :, :num_stored] = dense
+    elif num_stored * stored.shape[2] < _LARGE_PIECE:
+        out[:, :, :num_stored] = stored.index_select(1, slots.flatten()).unflatten(1, slots.shape)
+    else:
+        for row in range(out.shape[0]):
+            for head in range(out.shape[1]):
+                torch.index_select(stored[row], 0, slots[head], out=out[row, head, :num_stored])
     return out
 
 
 _LARGE_PIECE = 64 << 10
 """Numbers of one head and row."""
+
+
+def _as_block(stored: Tensor, slots: NDArray[np.int32]) -> Tensor | None:
+    """The slots [H', P] as a view [R, H', P, D], if each head's are neighbours and all heads' lie equally far apart."""
+    num_heads, num_stored = slots.shape
+    first = int(slots[0, 0])
+    apart = int(slots[1, 0]) - first if num_heads > 1 else num_stored
+    if int(slots[-1, -1]) != first + (num_heads - 1) * apart + num_stored - 1:
+        return None
+    if not np.array_equal(slots, first + apart * np.arange(num_heads)[:, None] + np.arange(num_stored)):
+        return None
+    row, slot, _ = stored.stride()
+    begin = stored.storage_offset() + first * slot
+    return stored.as_strided((len(stored), num_heads, num_stored, stored.shape[2]), (row, apart * slot, slot, 1), begin)

@@ -205,7 +205,7 @@ class TestMemory:
     @settings(deadline=None, max_examples=20)
     def test_every_slot_number_held_is_counted(self, schedule: PruningSchedule) -> None:
         for _, cache, _ in _run(schedule):
-            arrays = [*cache.pool._returned, cache._sinks, *(one for held in cache._held for one in held.values())]
+            arrays = [*cache.pool._returned, cache._resident, *(one for held in cache._held for one in held.values())]
             owners = {id(owner): owner for one in arrays for owner in (one if one.base is None else one.base,)}
             numbers = sum(owner.nbytes for owner in owners.values())
             assert cache.storage_bytes == cache.capacity_tokens * BYTES_PER_TOKEN + numbers
