@@ -12,10 +12,10 @@ from collections.abc import Iterator
 import h5py
 import numpy as np
 
+from kvscope.creation import LIBVER, NO_VALUES
 from kvscope.format import AXES, TABLES
 from kvscope.layout import axis_name, datasets_of
 from kvscope.opening import DAMAGE, first_line, is_plain
-from kvscope.writer import LIBVER, NO_VALUES
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 """Attributes by which datasets refer to each other; a new file gets its own."""

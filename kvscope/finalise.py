@@ -21,9 +21,9 @@ import h5py
 import numpy as np
 
 from kvscope import copying
+from kvscope.creation import LIBVER
 from kvscope.filters import DEFAULT_FILTER, FILTERS, Filter
 from kvscope.format import TABLES, Status
-from kvscope.writer import LIBVER
 
 MOST_BYTES = 128 << 20
 """Larger files stay as they were recorded: writing them anew would take longer than a user should wait."""

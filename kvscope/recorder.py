@@ -346,6 +346,7 @@ class Recorder:
         begin_ns = time.monotonic_ns()
         for message in messages:
             self._write(writer, message)
+            writer.mark_whole()
         if self._sampler is not None:
             writer.append_rows("gpu", rows.gpu_rows(self._sampler.samples()))
         end = next((message for message in messages if isinstance(message, _End)), None)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import math
 import os
 import time
@@ -26,28 +25,21 @@ import numpy as np
 import heatkv.errors
 from heatkv.files import check_new, exists_text, place
 from kvscope import liveness, superblock
+from kvscope.creation import CANNOT_RESERVE, create_axes, create_table, make_room, new_file, write_header
 from kvscope.errors import OutputError, TraceError
 from kvscope.filters import DEFAULT_FILTER, Filter, filter_named
-from kvscope.format import AXES, COMMIT, COUNTED, RECORDING_STOPPED, TABLES, Status, Table, text_field
+from kvscope.format import COMMIT, COUNTED, RECORDING_STOPPED, TABLES, Status, Table, text_field
 from kvscope.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Not "latest": what today's HDF5 writes under that name, HDF5 1.14 cannot read.
-LIBVER = ("v110", "v110")
 _CREATE_BYTES = 1 << 18
 """More than an empty trace takes."""
 _END_BYTES = 1 << 16
 """Always kept in reserve, for the commit that ends a trace on a full disk."""
 _INDEX_BYTES = 1 << 12
 """More than HDF5's bookkeeping grows by when a dataset grows by some chunks."""
-
-_CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
-"""What a file system says that has no such call: then there is nothing to rely on but what it has."""
-
-# h5netcdf and netCDF-C take a dimension scale of this name for an axis without values.
-NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
 
 
 class NoRoomError(OSError):
@@ -66,6 +58,7 @@ class TraceWriter:
         self._datasets = {name: file[name] for name in (*TABLES, "query_scale")}
         self._counts = dict.fromkeys((*COUNTED, "query_scale"), 0)
         self._committed = dict(self._counts)
+        self._whole = dict(self._counts)
         self._has_previews = False
         self._epoch = 0
         self._reserved = self.file_bytes
@@ -95,7 +88,7 @@ class TraceWriter:
         part = target.with_name(target.name + ".part")
         needed = _CREATE_BYTES + sum(2 * values.nbytes for values in fixed.values())
         try:
-            _make_room(part, needed)
+            make_room(part, needed)
         except FileExistsError:
             raise OutputError(
                 f"{part}: exists; a run is starting there, or was cut off while it did: then delete it"
@@ -138,13 +131,13 @@ class TraceWriter:
         tables: Iterable[Table],
         arrays: Filter,
     ) -> TraceWriter:
-        file = _new_file(part)
+        file = new_file(part)
         descriptor, locked = liveness.hold(part)
         try:
-            _write_header(file, {**header, "liveness": "lock" if locked else "heartbeat"})
-            _create_axes(file, lengths)
+            write_header(file, {**header, "liveness": "lock" if locked else "heartbeat"})
+            create_axes(file, lengths)
             for table in tables:
-                _create_table(file, table, lengths, fixed.get(table.name), arrays)
+                create_table(file, table, lengths, fixed.get(table.name), arrays)
             file.swmr_mode = True
             writer = cls(file, descriptor, part)
             writer.commit(Status.RUNNING)
@@ -217,6 +210,11 @@ class TraceWriter:
         dataset.flush()
         self._epoch += 1
         self._committed = dict(self._counts)
+        self._whole = dict(self._counts)
+
+    def mark_whole(self) -> None:
+        """What was appended so far belongs together: if what comes next has no room, the trace ends here."""
+        self._whole = dict(self._counts)
 
     def close(self) -> None:
         """Close the file, give back unused room and release the lock."""
@@ -227,9 +225,9 @@ class TraceWriter:
         self._let_go()
 
     def end_early(self, reason: str) -> None:
-        """End a trace whose run goes on: what was committed stays, the last commit says why there is no more."""
+        """End a trace whose run goes on: what is whole stays, the last commit says why there is no more."""
         self._is_ending = True
-        self._counts = dict(self._committed)
+        self._counts = dict(self._whole)
         scales = self._counts["query_scale"]
         recorded = "1 scale is recorded" if scales == 1 else f"{scales} scales are recorded"
         self.commit(Status.FAILED, message=f"{RECORDING_STOPPED}{reason}; the run went on, {recorded}")
@@ -278,7 +276,7 @@ class TraceWriter:
             try:
                 os.posix_fallocate(self._descriptor, self._reserved, num_bytes)
             except OSError as error:
-                if error.errno in _CANNOT_RESERVE:
+                if error.errno in CANNOT_RESERVE:
                     return
                 raise NoRoomError(error.errno, error.strerror) from None
             self._reserved += num_bytes
@@ -320,88 +318,6 @@ def reason_text(error: Exception) -> str:
         return tail.partition("'")[0]
     words = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return words.partition("\n")[0].strip() or type(error).__name__
-
-
-def _new_file(part: Path) -> h5py.File:
-    """An empty HDF5 file, with HDF5's own lock where the file system has locks."""
-    options = {"libver": LIBVER, "track_order": True}
-    try:
-        return h5py.File(part, "w", locking="best-effort", **options)
-    except OSError as error:
-        if error.errno != errno.ENOLCK and "No locks available" not in str(error):
-            raise
-        return h5py.File(part, "w", locking=False, **options)
-
-
-def _write_header(file: h5py.File, header: Mapping[str, str | int]) -> None:
-    for key, value in header.items():
-        if isinstance(value, str):
-            _write_text(file, key, value)
-        else:
-            file.attrs[key] = np.int64(value)
-
-
-def _write_text(owner: h5py.File | h5py.Dataset, key: str, text: str) -> None:
-    encoded = text.encode() or b" "  # HDF5 has no empty fixed-length text
-    owner.attrs[key] = np.array(encoded, h5py.string_dtype("utf-8", len(encoded)))
-
-
-def _create_axes(file: h5py.File, lengths: Mapping[str, int]) -> None:
-    for axis in AXES.values():
-        length = 0 if axis.grows else lengths[axis.name]
-        dataset = file.create_dataset(
-            axis.name,
-            data=np.arange(length, dtype=np.int32),
-            maxshape=(None if axis.grows else length,),
-            chunks=(length or 16,),
-        )
-        has_values = axis.name == "query_scale" or not axis.grows
-        dataset.make_scale(axis.name if has_values else NO_VALUES)
-        _write_text(dataset, "long_name", axis.meaning)
-        _write_text(dataset, "units", "1")
-
-
-def _create_table(
-    file: h5py.File, table: Table, lengths: Mapping[str, int], values: NDArray[np.integer] | None, arrays: Filter
-) -> None:
-    """`values`: the content of a fixed table; other tables start empty. `arrays`: how compressed ones are stored."""
-    shape = tuple(0 if AXES[axis].grows else lengths[axis] for axis in table.axes)
-    dataset = file.create_dataset(
-        table.name,
-        shape=shape,
-        maxshape=tuple(None if AXES[axis].grows else lengths[axis] for axis in table.axes),
-        dtype=table.stored_dtype,
-        chunks=tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True)),
-        fillvalue=None if table.columns else table.fill,
-        **(arrays.creation if table.compressed and (arrays.keeps_up or not table.bulk) else {}),
-    )
-    for index, axis in enumerate(table.axes):
-        dataset.dims[index].attach_scale(file[axis])
-    _write_text(dataset, "long_name", table.meaning)
-    units = "; ".join(f"{column.name}: {column.unit}" for column in table.columns)
-    _write_text(dataset, "units", units or table.unit)
-    for key, value in table.attributes:
-        if isinstance(value, str):
-            _write_text(dataset, key, value)
-        else:
-            dataset.attrs[key] = value
-    if values is not None:
-        dataset[...] = values
-
-
-def _make_room(part: Path, num_bytes: int) -> None:
-    """Create the file, and see that it may grow to this length. Raises OSError; then only an older file is there."""
-    descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(descriptor, 0, num_bytes)
-    except OSError as error:
-        if error.errno in _CANNOT_RESERVE:
-            return
-        part.unlink(missing_ok=True)
-        raise
-    finally:
-        os.close(descriptor)
 
 
 def _give_back_room(descriptor: int) -> None:

@@ -126,6 +126,18 @@ def test_a_growth_without_room_leaves_the_last_commit_and_can_be_ended(
         assert last["message"].tobytes().rstrip(b"\0") == expected
 
 
+def test_what_was_whole_when_the_room_ended_is_in_the_trace(tmp_path: Path) -> None:
+    writer = TraceWriter.create(tmp_path / "b.h5", {"format": "test"}, LENGTHS, FIXED)
+    writer.append_scale(a_scale())
+    writer.mark_whole()
+    writer.append_scale(a_scale())
+
+    writer.end_early("no space left")
+
+    with h5py.File(tmp_path / "b.h5") as file:
+        assert file["commit"][-1]["scales_done"] == 1
+
+
 def test_previews_take_their_size_from_the_first(tmp_path: Path, writer: TraceWriter) -> None:
     for scale in range(3):
         writer.append_scale(a_scale() | {"preview": np.full((5, 7, 3), scale, np.uint8)})
