@@ -226,7 +226,7 @@ def _over(part: int | None, whole: int | None) -> float | None:
 
 
 def _largest(values: NDArray[np.float64]) -> int | None:
-    known = values[~np.isnan(values)]
+    known = values[np.isfinite(values)]
     return int(known.max()) if known.size else None
 
 

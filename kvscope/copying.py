@@ -14,7 +14,7 @@ import numpy as np
 
 from kvscope.creation import LIBVER, NO_VALUES
 from kvscope.format import AXES, TABLES
-from kvscope.layout import axis_name, datasets_of
+from kvscope.layout import axis_name, datasets_of, is_scale
 from kvscope.opening import DAMAGE, first_line, is_plain
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
@@ -37,7 +37,7 @@ def copy_attributes(source: h5py.File | h5py.Dataset, target: h5py.File | h5py.D
 def copy_axes(source: h5py.File, target: h5py.File, *, scales_done: int) -> None:
     """Make every axis that the source has."""
     for name, axis in datasets_of(source):
-        if name in AXES or axis.is_scale:
+        if name in AXES or is_scale(axis):
             shape = (scales_done,) if name == "query_scale" else axis.shape
             made = target.create_dataset(
                 name, shape, maxshape=axis.maxshape, chunks=axis.chunks, dtype=axis.dtype, data=axis[: shape[0]]

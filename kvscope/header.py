@@ -27,6 +27,9 @@ _CHANGES = {
 }
 """Tier → what recording it changes of a run."""
 
+_MOST_SCALES, _MOST_COUNT, _MOST_INTEGER = 1 << 10, 1 << 24, 1 << 62
+"""No trace has more: what says so is damaged."""
+
 Attributes = Mapping[str, Any]  # Any: what an HDF5 attribute may be
 
 
@@ -124,6 +127,9 @@ def read_header(attributes: Attributes) -> Header:
     missing = [key.name for key in HEADER if not key.optional and key.name not in attributes]
     if missing:
         raise ValueError(f"header key {missing[0]} is missing")
+    scales = ScaleSchedule.from_json(json.loads(text_of(attributes, "scales")))
+    if scales.num_scales > _MOST_SCALES or scales.total_tokens > _MOST_COUNT:
+        raise ValueError(f"header key scales has {scales.num_scales} scales of {scales.total_tokens} tokens")
     major, minor = text_of(attributes, "format_version").split(".")
     job = Job.from_json(json.loads(text_of(attributes, "job")))
     tiers = optional_text(attributes, "tiers")
@@ -132,25 +138,25 @@ def read_header(attributes: Attributes) -> Header:
         format_version=(int(major), int(minor)),
         run_id=text_of(attributes, "run_id"),
         parent_run_id=optional_text(attributes, "parent_run_id"),
-        created_ns=int(attributes["created_ns"]),
-        created_monotonic_ns=int(attributes["created_monotonic_ns"]),
+        created_ns=_integer(attributes, "created_ns"),
+        created_monotonic_ns=_integer(attributes, "created_monotonic_ns"),
         pid=int(attributes["pid"]),
         liveness=text_of(attributes, "liveness"),
         control_socket=optional_text(attributes, "control_socket"),
         job=job,
         model=text_of(attributes, "model"),
-        scales=ScaleSchedule.from_json(json.loads(text_of(attributes, "scales"))),
-        num_layers=int(attributes["num_layers"]),
-        num_heads=int(attributes["num_heads"]),
-        head_dim=int(attributes["head_dim"]),
-        rows=int(attributes["rows"]),
+        scales=scales,
+        num_layers=_count(attributes, "num_layers"),
+        num_heads=_count(attributes, "num_heads"),
+        head_dim=_count(attributes, "head_dim"),
+        rows=_count(attributes, "rows"),
         dtype=text_of(attributes, "dtype"),
-        dtype_bytes=int(attributes["dtype_bytes"]),
-        bits_per_token=int(attributes["bits_per_token"]),
+        dtype_bytes=_count(attributes, "dtype_bytes"),
+        bits_per_token=_count(attributes, "bits_per_token"),
         device=text_of(attributes, "device"),
-        versions=json.loads(text_of(attributes, "versions")),
+        versions=_versions(attributes),
         attention=optional_text(attributes, "attention"),
-        capacity_tokens=None if capacity is None else int(capacity),
+        capacity_tokens=None if capacity is None else _integer(attributes, "capacity_tokens"),
         tiers=job.tiers if tiers is None else tuple(tiers.split(", ")),
         perturbed=bool(attributes["perturbed"]),
         perturbed_by=optional_text(attributes, "perturbed_by"),
@@ -168,6 +174,28 @@ def text_of(attributes: Attributes, key: str) -> str:
 def optional_text(attributes: Attributes, key: str) -> str | None:
     """A text of the header; None: it is absent."""
     return text_of(attributes, key) if key in attributes else None
+
+
+def _integer(attributes: Attributes, key: str) -> int:
+    value = int(attributes[key])
+    if abs(value) > _MOST_INTEGER:
+        raise ValueError(f"header key {key} is {value}")
+    return value
+
+
+def _count(attributes: Attributes, key: str) -> int:
+    """A number of something that there is at least one of, and not more than could be."""
+    value = int(attributes[key])
+    if not 1 <= value <= _MOST_COUNT:
+        raise ValueError(f"header key {key} is {value}")
+    return value
+
+
+def _versions(attributes: Attributes) -> dict[str, str]:
+    record = json.loads(text_of(attributes, "versions"))
+    if not isinstance(record, dict):
+        raise ValueError("header key versions is no JSON object")
+    return {str(package): str(version) for package, version in record.items()}
 
 
 def _changes(job: Job, *, has_previews: bool) -> list[str]:

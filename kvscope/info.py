@@ -94,7 +94,7 @@ def describe(trace: Trace) -> TraceInfo:
         message=trace.message,
         scales_done=trace.scales_done,
         num_scales=header.scales.num_scales,
-        commits=int(trace._commit["epoch"]) + 1,
+        commits=len(trace.commits),
         file_bytes=trace.file_bytes,
         format_version=".".join(map(str, header.format_version)),
         run_id=header.run_id,
@@ -121,7 +121,7 @@ def describe(trace: Trace) -> TraceInfo:
         gpu_unavailable=trace.gpu_unavailable,
         versions=header.versions,
         recorder=summarize(trace).recorder,
-        tables=tuple(TableInfo.of(layout) for layout in read_layouts(trace._file).values()),
+        tables=tuple(TableInfo.of(layout) for layout in read_layouts(trace.file).values()),
     )
 
 

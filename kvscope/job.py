@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from heatkv.probe import Capture
 from kvscope.errors import UsageError
 
 _MODES = ("free", "forced")
 _MOST = 1000.0
+_MOST_WHOLE = 1 << 53
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 """Bytes of one number of each dtype that a model can run in."""
@@ -110,9 +111,33 @@ class Job:
 
     @classmethod
     def from_json(cls, record: dict[str, Any]) -> Job:  # Any: a JSON object
-        """The job of a JSON object; keys of later versions are ignored. Raises UsageError if one is missing."""
-        known = {field.name for field in dataclasses.fields(cls)}
+        """The job of a JSON object; keys of later versions are ignored.
+
+        Raises UsageError if one is missing, or is of another type than it should be.
+        """
+        expected = "expected a JSON object with prompt, model and policy"
+        if not isinstance(record, dict):
+            raise UsageError(f"not a job ({type(record).__name__}); {expected}")
+        kinds = get_type_hints(cls)
+        given = {key: value for key, value in record.items() if key in kinds}
+        for key, value in given.items():
+            if not _is_a(value, kinds[key]):
+                raise UsageError(f"not a job ({key} is {value!r:.50}); {expected}")
         try:
-            return cls(**{key: value for key, value in record.items() if key in known})
-        except (AttributeError, TypeError) as error:
-            raise UsageError(f"not a job ({error}); expected a JSON object with prompt, model and policy") from None
+            return cls(**given)
+        except TypeError as error:
+            raise UsageError(f"not a job ({error}); {expected}") from None
+
+
+def _is_a(value: Any, kind: Any) -> bool:  # Any: JSON values, and types as annotations give them
+    """Whether a value of JSON is of an annotation's type; a whole number is a float, but True is no number.
+
+    Of a Literal any value is: the job itself says which ones there are.
+    """
+    if get_origin(kind) is Literal:
+        return True
+    if get_args(kind):
+        return any(_is_a(value, one) for one in get_args(kind))
+    if kind is float:
+        return type(value) is float or (type(value) is int and abs(value) < _MOST_WHOLE)
+    return type(value) is kind

@@ -5,6 +5,7 @@ Reads descriptions only, never a table's content, so it takes the same time what
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,13 +15,14 @@ import numpy as np
 
 from kvscope.findings import Finding
 from kvscope.format import AXES, HEADER, TABLES, Table, map_table
-from kvscope.header import Attributes, text_of
-from kvscope.maps import MAP_CELLS
-from kvscope.opening import DAMAGE
+from kvscope.header import text_of
+from kvscope.opening import DAMAGE, axis_lengths, first_line, is_plain, root_dataset
 
 if TYPE_CHECKING:
     from kvscope.header import Header
 
+_MOST_VALUES = 1 << 16
+"""An axis with values is never longer."""
 _FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_LZF: "lzf"}
 
 
@@ -49,15 +51,22 @@ class TableLayout:
 
 
 def read_layouts(file: h5py.File) -> dict[str, TableLayout]:
-    """Every dataset at the root of a trace that is no axis, by name, in the order of the file."""
-    return {name: layout_of(name, dataset) for name, dataset in datasets_of(file) if name not in AXES}
+    """Every table at the root of a trace that may be read, by name, in the order of the file."""
+    layouts = {}
+    for name, dataset in datasets_of(file):
+        if name not in AXES:
+            with contextlib.suppress(*DAMAGE):
+                layouts[name] = layout_of(name, dataset)
+    return layouts
 
 
 def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset at the root, axes included; links that lead elsewhere are not followed."""
+    """Every dataset at the root that may be read, axes included."""
     for name in file:
-        if isinstance(file.get(name, getlink=True), h5py.HardLink) and isinstance(file[name], h5py.Dataset):
-            yield name, file[name]
+        try:
+            yield name, root_dataset(file, name)
+        except DAMAGE:
+            continue
 
 
 def layout_of(name: str, dataset: h5py.Dataset) -> TableLayout:
@@ -98,16 +107,22 @@ def header_findings(attributes: h5py.AttributeManager) -> Iterator[Finding]:
 
 def axis_findings(file: h5py.File, header: Header, *, scales_done: int) -> Iterator[Finding]:
     """Axes that are missing, no dimension scales, or of another length than the header says."""
-    lengths = _lengths(header)
+    lengths = axis_lengths(header)
     for axis in AXES.values():
-        where, dataset = f"axis {axis.name}", file.get(axis.name)
-        if not isinstance(dataset, h5py.Dataset) or dataset.ndim != 1 or not dataset.is_scale:
-            yield Finding(where, "absent" if dataset is None else "something else", "a dimension scale")
+        where = f"axis {axis.name}"
+        try:
+            dataset = root_dataset(file, axis.name)
+            is_axis, shape = is_scale(dataset) and dataset.ndim == 1, dataset.shape
+            values = dataset[:_MOST_VALUES] if is_axis else np.zeros(0)
+        except DAMAGE as error:
+            yield Finding(where, first_line(error), "a dimension scale")
             continue
         length = lengths.get(axis.name, scales_done if axis.name == "query_scale" else 0)
-        if len(dataset) < length or (len(dataset) > length and not axis.grows):
-            yield Finding(where, f"length {len(dataset)}", f"length {length}")
-        elif not np.array_equal(dataset[:length], np.arange(length)):
+        if not is_axis:
+            yield Finding(where, "something else", "a dimension scale")
+        elif shape[0] < length or (shape[0] > length and not axis.grows):
+            yield Finding(where, f"length {shape[0]}", f"length {length}")
+        elif not np.array_equal(values[:length], np.arange(min(length, _MOST_VALUES))):
             yield Finding(where, "other values", f"0 to {length - 1}")
 
 
@@ -116,7 +131,7 @@ def table_findings(layouts: Mapping[str, TableLayout], header: Header) -> Iterat
 
     Columns, tables and keys that the format does not know are no finding: a newer minor version adds such.
     """
-    lengths = _lengths(header)
+    lengths = axis_lengths(header)
     for table in _expected_tables(header):
         layout = layouts.get(table.name)
         if layout is None:
@@ -136,30 +151,29 @@ def table_findings(layouts: Mapping[str, TableLayout], header: Header) -> Iterat
 
 def axis_name(dataset: h5py.Dataset, index: int) -> str:
     """Name of the dimension scale attached to an axis; empty: none, or none that can be followed."""
-    # What is attached is a reference, which damage may lead anywhere.
+    # Not h5py's `dims`: HDF5 crashes there if the attribute is of another type than it expects.
     try:
-        scales = dataset.dims[index].values()
-        return scales[0].name.lstrip("/") if scales else ""
+        attribute = dataset.attrs.get_id("DIMENSION_LIST")
+        kind = attribute.get_type()
+        if not isinstance(kind, h5py.h5t.TypeVlenID) or attribute.shape != (dataset.ndim,):
+            return ""
+        if not isinstance(kind.get_super(), h5py.h5t.TypeReferenceID):
+            return ""
+        scales = dataset.attrs["DIMENSION_LIST"][index]
+        return str(dataset.file[scales[0]].name).lstrip("/") if len(scales) else ""
     except DAMAGE:
         return ""
+
+
+def is_scale(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset is a dimension scale."""
+    # Not h5py's `is_scale`, for the same reason.
+    return _text(dataset.attrs, "CLASS") == "DIMENSION_SCALE"
 
 
 def type_text(dtype: np.dtype[np.generic]) -> str:
     """A type in a few letters: `u2`, or `rows of 8 columns`."""
     return f"rows of {len(dtype.names)} columns" if dtype.names else dtype.str.lstrip("<|")
-
-
-def _lengths(header: Header) -> dict[str, int]:
-    """Length of every axis that does not grow."""
-    return {
-        "layer": header.num_layers,
-        "head": header.num_heads,
-        "source_scale": header.scales.num_scales,
-        "map_y": MAP_CELLS,
-        "map_x": MAP_CELLS,
-        "bit": header.bits_per_token,
-        "rgb": 3,
-    }
 
 
 def _expected_tables(header: Header) -> Iterator[Table]:
@@ -204,8 +218,8 @@ def _axes_text(axes: tuple[str, ...]) -> str:
     return f"[{', '.join(axis or 'unnamed' for axis in axes)}]"
 
 
-def _text(attributes: Attributes, key: str) -> str:
+def _text(attributes: h5py.AttributeManager, key: str) -> str:
     try:
-        return text_of(attributes, key)
+        return text_of(attributes, key) if is_plain(attributes.get_id(key)) else ""
     except DAMAGE:
         return ""

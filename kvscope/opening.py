@@ -8,25 +8,34 @@ from __future__ import annotations
 
 import math
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
+import numpy as np
 
 from kvscope import liveness, superblock
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError
 from kvscope.filters import missing_filter, needs_filter
-from kvscope.format import FORMAT, HEADER, TABLES, VERSION
+from kvscope.format import FORMAT, HEADER, TABLES, VERSION, Table
 from kvscope.header import optional_text, text_of
+from kvscope.job import MAP_KINDS
+from kvscope.maps import MAP_CELLS
 
-DAMAGE = (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError, OverflowError, MemoryError)
-"""What h5py raises for damage: HDF5 tells of it in many ways."""
+if TYPE_CHECKING:
+    from kvscope.header import Header
+
+DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, MemoryError)
+"""What h5py, and what makes sense of its answers, raise for damage."""
 
 MOST_BYTES = 1 << 30
 """The most memory that one answer of a trace may take."""
 MOST_CHUNK_BYTES = 1 << 24
 """The most that one chunk may unpack to: HDF5 unpacks it whole, whatever part of it is wanted."""
 MOST_ATTRIBUTE_BYTES = 1 << 20
+_UNWRITTEN_COMMITS = 64
+"""More commits than a writer leaves unwritten."""
 
 
 def open_file(path: Path) -> tuple[h5py.File, bool]:
@@ -74,19 +83,49 @@ def check_version(path: Path, file: h5py.File) -> None:
         )
 
 
-def header_attributes(file: h5py.File) -> dict[str, Any]:  # Any: bytes or an integer
-    """The header keys among the attributes of the root, each one fixed-length text or one integer.
+def check_filter(path: Path, file: h5py.File) -> None:
+    """Raises TraceError if the trace is sound, but needs a filter that is not installed."""
+    # All compressed tables of a trace have one filter.
+    link = file.get("kept_tokens", getlink=True)
+    table = file["kept_tokens"] if isinstance(link, h5py.HardLink) else None
+    missing = missing_filter(table) if isinstance(table, h5py.Dataset) else None
+    if missing is not None:
+        raise TraceError(f"{path}: {needs_filter(missing)}")
 
-    A key of another kind, such as a text that HDF5 stores elsewhere in the file, is as good as absent.
-    """
+
+def header_attributes(file: h5py.File) -> dict[str, Any]:  # Any: bytes or an integer
+    """The header keys among the attributes of the root, each one text or one integer; others are as good as absent."""
     names = [key.name for key in HEADER if key.name in file.attrs]
     return {name: file.attrs[name] for name in names if is_plain(file.attrs.get_id(name))}
 
 
-def root_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The table or axis of that name, if it is one that may be read.
+def axis_lengths(header: Header) -> dict[str, int]:
+    """Length of every axis of a trace that does not grow."""
+    return {
+        "layer": header.num_layers,
+        "head": header.num_heads,
+        "source_scale": header.scales.num_scales,
+        "map_y": MAP_CELLS,
+        "map_x": MAP_CELLS,
+        "bit": header.bits_per_token,
+        "rgb": 3,
+    }
 
-    Raises KeyError if there is none, ValueError if it is no dataset of this file's own, or not laid out as known.
+
+def root_table(file: h5py.File, name: str, lengths: Mapping[str, int]) -> h5py.Dataset:
+    """The table of that name, of the type and the axes that the format says; `lengths`: of those that are known.
+
+    Raises KeyError if there is none, ValueError if it is something else.
+    """
+    dataset = root_dataset(file, name)
+    _check_table(TABLES[name], dataset, lengths)
+    return dataset
+
+
+def root_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset of that name, whatever is in it, if it is one that may be read.
+
+    Raises KeyError if there is none, ValueError if it is no dataset of this file's own.
     """
     link = file.get(name, getlink=True)
     if link is None:
@@ -96,18 +135,27 @@ def root_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{name} is no table")
-    _check_dataset(name, dataset)
+    _check_storage(name, dataset)
     return dataset
 
 
+def last_commit(path: Path, dataset: h5py.Dataset) -> np.void:
+    """The last commit that was written. Raises TraceFormatError if there is none.
+
+    A writer that dies, or is just at it, may leave the table longer than what it has written.
+    """
+    for row in range(len(dataset) - 1, max(-1, len(dataset) - _UNWRITTEN_COMMITS), -1):
+        commit: np.void = dataset[row]
+        if commit["epoch"] == row:
+            return commit
+    raise TraceFormatError(f"{path}: damaged: it has no commit; expected a file made by `kvscope run`")
+
+
 def is_plain(attribute: h5py.h5a.AttrID) -> bool:
-    """Whether an attribute is one text or integer, stored where the attribute is, and not too long to read."""
-    kind = attribute.get_type()
+    """Whether an attribute is one text or one integer, and not too long to read."""
     if attribute.shape != () or attribute.get_storage_size() > MOST_ATTRIBUTE_BYTES:
         return False
-    if isinstance(kind, h5py.h5t.TypeStringID):
-        return not kind.is_variable_str()
-    return isinstance(kind, h5py.h5t.TypeIntegerID)
+    return isinstance(attribute.get_type(), h5py.h5t.TypeStringID | h5py.h5t.TypeIntegerID)
 
 
 def check_size(name: str, num_bytes: int) -> None:
@@ -150,7 +198,8 @@ def _check_length(path: Path, beginning: bytes) -> None:
         raise TraceFormatError(f"{path}: cut short, {length} of {block.end} bytes are left; {way_out}")
 
 
-def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
+def _check_storage(name: str, dataset: h5py.Dataset) -> None:
+    """Raises ValueError if reading the dataset could lead to another file, or need what is not here."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() not in (h5py.h5d.CHUNKED, h5py.h5d.CONTIGUOUS, h5py.h5d.COMPACT):
         raise ValueError(f"{name} is a view of other tables")
@@ -161,10 +210,30 @@ def _check_dataset(name: str, dataset: h5py.Dataset) -> None:
         raise ValueError(f"{name} {needs_filter(missing)}")
     if dataset.dtype.hasobject:
         raise ValueError(f"{name} holds {dataset.dtype}")
-    if dataset.chunks is not None:
-        chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize
-        if chunk_bytes > MOST_CHUNK_BYTES:
-            raise ValueError(f"{name} has chunks of {chunk_bytes:,} bytes, more than {MOST_CHUNK_BYTES:,}")
-    table = TABLES.get(name)
-    if table is not None and dataset.ndim != len(table.axes):
-        raise ValueError(f"{name} has {dataset.ndim} axes; expected {len(table.axes)}")
+    if dataset.chunks is not None and math.prod(dataset.chunks) * dataset.dtype.itemsize > MOST_CHUNK_BYTES:
+        raise ValueError(f"{name} has chunks of {list(dataset.chunks)}, more than {MOST_CHUNK_BYTES:,} bytes each")
+
+
+def _check_table(table: Table, dataset: h5py.Dataset, lengths: Mapping[str, int]) -> None:
+    """Raises ValueError unless type and shape are what the format says; more columns are as good."""
+    if not is_type_of(table, dataset.dtype):
+        raise ValueError(f"{table.name} is {dataset.dtype}; expected {table.stored_dtype}")
+    if dataset.ndim != len(table.axes):
+        raise ValueError(f"{table.name} has {dataset.ndim} axes; expected {len(table.axes)}")
+    for axis, length in zip(table.axes, dataset.shape, strict=True):
+        if length != lengths.get(axis, length):
+            raise ValueError(f"{table.name} has {length} along {axis}; expected {lengths[axis]}")
+    # What is read at once of tables that grow: one scale of previews, all tokens' bits, all else.
+    one_answer = dataset.shape[1:] if table.name in ("preview", "attention_map") else dataset.shape
+    check_size(table.name, math.prod(one_answer) * dataset.dtype.itemsize)
+
+
+def is_type_of(table: Table, dtype: np.dtype[Any]) -> bool:
+    """Whether a type is that of the table; rows may have more columns, maps either type."""
+    if table.name == "attention_map":
+        return dtype in MAP_KINDS
+    if not table.columns:
+        return dtype == table.stored_dtype
+    found: Mapping[str, Any] = dtype.fields or {}
+    wanted: Mapping[str, Any] = table.row_dtype.fields or {}
+    return all(name in found and found[name][0] == expected[0] for name, expected in wanted.items())

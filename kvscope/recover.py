@@ -26,7 +26,19 @@ from kvscope.errors import KVScopeError, OutputError, TraceError, TraceFormatErr
 from kvscope.format import COUNTED, LEVELS, TABLES, Status, decode_text, text_field
 from kvscope.header import read_header
 from kvscope.layout import datasets_of
-from kvscope.opening import DAMAGE, check_version, first_line, header_attributes, open_file, open_remains, root_dataset
+from kvscope.opening import (
+    DAMAGE,
+    axis_lengths,
+    check_filter,
+    check_version,
+    first_line,
+    header_attributes,
+    open_file,
+    open_remains,
+    root_dataset,
+    root_table,
+)
+from kvscope.rows import summary_row
 from kvscope.units import scales_text
 from kvscope.writer import check_output, reason_text
 
@@ -106,8 +118,9 @@ class _Remains:
     @classmethod
     def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> _Remains:
         check_version(path, file)
+        check_filter(path, file)
         header = read_header(header_attributes(file))
-        commits = _commits(path, root_dataset(file, "commit"), is_live=is_live)
+        commits = _commits(path, root_table(file, "commit", {}), is_live=is_live)
         whole, lost = _whole_commits(file, commits, is_live=is_live)
         if not whole:
             raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
@@ -124,7 +137,8 @@ class _Remains:
         return Status(int(self.last["status"])) if self.is_last else Status.RUNNING
 
     def dataset(self, name: str) -> h5py.Dataset:
-        dataset = root_dataset(self.file, name)
+        lengths = axis_lengths(self.header)
+        dataset = root_table(self.file, name, lengths) if name in TABLES else root_dataset(self.file, name)
         if self.is_live:
             dataset.id.refresh()
         return dataset
@@ -182,7 +196,7 @@ def _whole_commits(file: h5py.File, commits: NDArray[np.void], *, is_live: bool)
     for name in ESSENTIAL:
         counts = commits[TABLES[name].count_name].astype(np.int64)
         try:
-            dataset = root_dataset(file, name)
+            dataset = root_table(file, name, {})
             if is_live:
                 dataset.id.refresh()
             axis = TABLES[name].axes.index("token") if name == "bits" else 0
@@ -225,6 +239,8 @@ def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
     for name, _ in datasets_of(remains.file):
         if name not in made and name not in ("commit", "log"):
             lost += _copied(remains, made, name)
+    if "scale_summary" in made and any(line.startswith("scale_summary") for line in lost):
+        _sum_up(made)
     status, message = _end(remains, lost)
     lost += _copied(remains, made, "log")
     _add_line(made, remains, message)
@@ -259,6 +275,15 @@ def _copied(remains: _Remains, made: h5py.File, name: str) -> list[str]:
         made.pop(name, None)
         return [f"{name}: all of it ({first_line(error)})"]
     return lost if problem is None else [*lost, problem]
+
+
+def _sum_up(made: h5py.File) -> None:
+    """Make `scale_summary` anew: it only says again what the essential tables say."""
+    steps, kept, read = made["steps"][...], made["kept_tokens"][...], made["read_tokens"][...]
+    for scale in range(len(made["scale_summary"])):
+        own = steps[steps["query_scale"] == scale]
+        if len(own):
+            made["scale_summary"][scale] = summary_row(own, kept[scale], read[scale])
 
 
 def _end(remains: _Remains, lost: list[str]) -> tuple[Status, str]:

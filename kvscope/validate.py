@@ -19,6 +19,8 @@ from kvscope.analysis import summarize
 from kvscope.errors import TraceError
 from kvscope.findings import Finding, more_text, unequal
 from kvscope.format import COUNTED, GPU_FIELDS, LEVELS, TABLES, Reason, Status
+from kvscope.opening import DAMAGE, first_line
+from kvscope.rows import summary_row
 from kvscope.trace import Trace
 
 if TYPE_CHECKING:
@@ -36,13 +38,20 @@ def validate(path: Path | str) -> list[Finding]:
 
 def findings_of(trace: Trace) -> Iterator[Finding]:
     """What is wrong with an open trace, as far as its last commit reaches."""
-    schema = list(layout.findings(trace._file, trace.header, scales_done=trace.scales_done))
+    schema = list(_layout(trace))
     yield from schema
     # "table steps, column layer" → steps
     told = {finding.where.partition(",")[0].removeprefix("table ") for finding in schema}
     for check in _CHECKS:
         if told.isdisjoint(check.tables):
             yield from _checked(trace, check)
+
+
+def _layout(trace: Trace) -> Iterator[Finding]:
+    try:
+        yield from layout.findings(trace.file, trace.header, scales_done=trace.scales_done)
+    except DAMAGE as error:
+        yield Finding("the file's structure", first_line(error), "one that HDF5 can follow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +65,8 @@ class _Check:
 def _checked(trace: Trace, check: _Check) -> Iterator[Finding]:
     try:
         yield from check.find(trace)
-    except (TraceError, OSError) as error:
-        reason = str(error).removeprefix(f"{trace.path}: ").partition("\n")[0]
+    except (TraceError, *DAMAGE) as error:
+        reason = first_line(error).removeprefix(f"{trace.path}: ")
         yield Finding(", ".join(check.tables), reason, "a table that can be read")
 
 
@@ -68,8 +77,8 @@ def _header(trace: Trace) -> Iterator[Finding]:
     header, schedule = trace.header, trace.schedule
     sizes = np.array(header.scales.sizes)
     why = "the header's scales"
-    yield from unequal("scale_height", trace._file["scale_height"][...], sizes[:, 0], why=why)
-    yield from unequal("scale_width", trace._file["scale_width"][...], sizes[:, 1], why=why)
+    yield from unequal("scale_height", trace.file["scale_height"][...], sizes[:, 0], why=why)
+    yield from unequal("scale_width", trace.file["scale_width"][...], sizes[:, 1], why=why)
     if schedule.scales.sizes != header.scales.sizes:
         yield Finding("header key schedule", "a plan for other scales", why)
     if (schedule.num_layers, schedule.num_heads) != (header.num_layers, header.num_heads):
@@ -134,6 +143,18 @@ def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
             yield Finding(f"steps.storage_bytes[{row}]", f"{stored[row]:,}{more_text(int(wrong.sum()))}", expected)
 
 
+def _summaries(trace: Trace) -> Iterator[Finding]:
+    steps, layers, stored = trace.steps, trace.header.num_layers, trace.scale_summary
+    for scale in range(min(trace.scales_done, len(steps) // layers)):
+        own = steps[scale * layers : (scale + 1) * layers]
+        expected = summary_row(own, trace.kept_tokens[scale], trace.read_tokens[scale])
+        for name in expected.dtype.names or ():
+            if stored[name][scale] != expected[name]:
+                yield Finding(
+                    f"scale_summary.{name}[{scale}]", f"{stored[name][scale]}", f"{expected[name]}: what its steps say"
+                )
+
+
 def _budget(trace: Trace) -> Iterator[Finding]:
     job, schedule = trace.header.job, trace.schedule
     if job.budget is not None and job.schedule is None and schedule.budget != job.budget:
@@ -167,7 +188,7 @@ def _step_clocks(trace: Trace) -> Iterator[Finding]:
 
 def _row_clocks(trace: Trace) -> Iterator[Finding]:
     for name in ("allocator", "log", "cost", "commits"):
-        yield from _clock(trace, f"{name.removesuffix('s')}.t_ns", _rows(trace, name)["t_ns"])
+        yield from _clock(trace, f"{name.removesuffix('s')}.t_ns", getattr(trace, name)["t_ns"])
 
 
 def _gpu_clock(trace: Trace) -> Iterator[Finding]:
@@ -202,7 +223,9 @@ def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
     """[scales_done, layer, head, source_scale]: where a measured value is due."""
     done = range(trace.scales_done)
     shape = (len(done), *trace.schedule.drop_step.shape)
-    return np.stack([trace.schedule.visible(scale) for scale in done]) if is_measured else np.zeros(shape, np.bool_)
+    if not is_measured or not done:
+        return np.zeros(shape, np.bool_)
+    return np.stack([trace.schedule.visible(scale) for scale in done])
 
 
 def _one_mass(name: str, mass: NDArray[np.float32], visible: NDArray[np.bool_]) -> Iterator[Finding]:
@@ -252,7 +275,7 @@ def _grid_cells(trace: Trace) -> NDArray[np.bool_]:
 
 def _bits(trace: Trace) -> Iterator[Finding]:
     expected = trace.header.scales.offsets[trace.scales_done]
-    found = int(_all_commits(trace)["bits_rows"][-1])
+    found = int(trace.commits["bits_rows"][-1])
     if found != expected:
         yield Finding("commit.bits_rows", f"{found}", f"{expected}: tokens of {trace.scales_done} scales")
         return
@@ -291,7 +314,7 @@ def _samples(trace: Trace) -> Iterator[Finding]:
 
 def _log(trace: Trace) -> Iterator[Finding]:
     for table, column in (("log", "text"), ("commits", "message")):
-        for row, characters in enumerate(_rows(trace, table)[column]):
+        for row, characters in enumerate(getattr(trace, table)[column]):
             try:
                 characters.tobytes().rstrip(b"\0").decode()
             except UnicodeDecodeError:
@@ -305,7 +328,7 @@ def _log(trace: Trace) -> Iterator[Finding]:
 
 
 def _commits(trace: Trace) -> Iterator[Finding]:
-    commits, last = _all_commits(trace), _all_commits(trace)[-1]
+    commits, last = trace.commits, trace.commits[-1]
     yield from unequal("commit.epoch", commits["epoch"].astype(np.int64), np.arange(len(commits)), why="in order")
     ended = np.flatnonzero(commits["status"][:-1] != Status.RUNNING)
     if len(ended):
@@ -322,7 +345,7 @@ def _commits(trace: Trace) -> Iterator[Finding]:
 
 
 def _lengths(trace: Trace) -> Iterator[Finding]:
-    last, layouts = _all_commits(trace)[-1], layout.read_layouts(trace._file)
+    last, layouts = trace.commits[-1], layout.read_layouts(trace.file)
     for name, table in TABLES.items():
         if table.fixed or name in ("commit", "preview") or name not in layouts:
             continue
@@ -339,6 +362,7 @@ _CHECKS = (
     _Check(_steps, ("steps",)),
     _Check(_tokens, ("kept_tokens", "read_tokens")),
     _Check(_bytes, ("steps",)),
+    _Check(_summaries, ("scale_summary", "steps", "kept_tokens", "read_tokens")),
     _Check(_budget, ("steps", "allocator", "gpu", "cost")),
     _Check(_step_clocks, ("steps",)),
     _Check(_row_clocks, ("allocator", "log", "cost", "commit")),
@@ -350,13 +374,3 @@ _CHECKS = (
     _Check(_samples, ("gpu", "cost")),
     _Check(_log, ("log", "commit")),
 )
-
-
-def _all_commits(trace: Trace) -> NDArray[np.void]:
-    commits: NDArray[np.void] = trace._file["commit"][...]
-    return commits
-
-
-def _rows(trace: Trace, name: str) -> NDArray[np.void]:
-    rows: NDArray[np.void] = _all_commits(trace) if name == "commits" else getattr(trace, name)
-    return rows
