@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import h5py
 import numpy as np
 
+from kvscope.creation import LIBVER, NO_VALUES
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
 from kvscope.export.values import json_text, unit_of
 from kvscope.format import AXES, TABLES, TEXT_BYTES
 from kvscope.maps import MAP_CELLS, MAP_GRID
-from kvscope.writer import LIBVER, NO_VALUES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
