@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from heatkv.errors import HeatKVError
 from kvscope import options
+from kvscope.commands import export, ledger, runs, trace
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
 from kvscope.narration import Narration, drop_stdout, print_data
 from kvscope.units import printable
@@ -38,6 +39,7 @@ EXIT_CODES = {
     5: "a file that is not a readable trace",
     6: "an output that exists, cannot be written, or was lost during the run",
     7: "no terminal to draw on",
+    8: "a trace that is readable but breaks its own rules",
     130: "stopped by Ctrl-C, SIGTERM or SIGHUP",
 }
 
@@ -247,6 +249,25 @@ COMMANDS: dict[str, Command] = {
         open_command, options.open_options, "open a trace, finished or still growing", "kvscope open run.h5"
     ),
     "stats": Command(stats_command, options.stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
+    "ledger": Command(
+        ledger.run,
+        ledger.add_options,
+        "account for memory, from the budget to the process",
+        "kvscope ledger run.h5",
+    ),
+    "export": Command(
+        export.run,
+        export.add_options,
+        "write a trace in another form, redacted",
+        "kvscope export run.h5 --format html -o run.html",
+    ),
+    "runs": Command(runs.run, runs.add_options, "list the traces of a folder, newest first", "kvscope runs traces"),
+    "trace": Command(
+        trace.run,
+        trace.add_options,
+        "check, recover, copy or describe a trace file",
+        "kvscope trace validate run.h5",
+    ),
     "calibrate": Command(
         calibrate_command,
         options.calibrate_options,

@@ -34,11 +34,22 @@ def _command(name: str) -> Iterator[str]:
     parser = argparse.ArgumentParser(add_help=False)
     command.add_options(parser)
     yield f"## kvscope {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```\n{command.example}\n```\n"
-    yield "| option | meaning |\n| --- | --- |"
-    for action in parser._actions:  # the only list of them that argparse keeps
-        names = ", ".join(action.option_strings) or action.dest.upper()
-        yield f"| `{names}{_value(action)}` | {(action.help or '') % vars(action)} |"
-    yield ""
+    # The only list of them that argparse keeps.
+    verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    yield from _options([action for action in parser._actions if action not in verbs])
+    for verb, one in (pair for action in verbs for pair in action.choices.items()):
+        example = one.epilog.removeprefix("example:").strip()
+        yield f"### kvscope {name} {verb}\n\n{one.description}\n\n```\n{example}\n```\n"
+        yield from _options([action for action in one._actions if "--help" not in action.option_strings])
+
+
+def _options(actions: list[argparse.Action]) -> Iterator[str]:
+    if actions:
+        yield "| option | meaning |\n| --- | --- |"
+        for action in actions:
+            names = ", ".join(action.option_strings) or action.dest.upper()
+            yield f"| `{names}{_value(action)}` | {(action.help or '') % vars(action)} |"
+        yield ""
 
 
 def _value(action: argparse.Action) -> str:

@@ -90,11 +90,12 @@ def run_job(
     plan = plan_job(job)
     forced = _parent_bits(job)
     pipeline = load_pipeline(job, plan.config, narrate, threads=threads)
+    sampler = GpuSampler(gpu=_gpu(pipeline))
     recorder = Recorder(
         out,
         job,
         overwrite=overwrite,
-        sampler=GpuSampler(gpu=_gpu(pipeline)),
+        sampler=sampler,
         preview=_preview(pipeline),
         parent_run_id=forced.run_id,
     )
@@ -108,7 +109,7 @@ def run_job(
             seed=job.seed,
             forced_bits=forced.bits,
             probe=_Listeners(
-                [recorder, _ScaleLog(recorder, pipeline.weights, narrate), *([progress] if progress else [])]
+                [recorder, _ScaleLog(recorder, pipeline.weights, sampler, narrate), *([progress] if progress else [])]
             ),
         )
         assert generation.image is not None  # a pipeline always has a VAE
@@ -215,9 +216,10 @@ class _ScaleLog:
 
     capture = Capture()
 
-    def __init__(self, recorder: Recorder, weights: str, narrate: Narrate) -> None:
+    def __init__(self, recorder: Recorder, weights: str, sampler: GpuSampler, narrate: Narrate) -> None:
         self._recorder = recorder
         self._weights = weights
+        self._sampler = sampler
         self._narrate = narrate
         self._evicted = 0
         self._begin_ns: int | None = None
@@ -228,6 +230,9 @@ class _ScaleLog:
         for line in (f"attention: {start.attention}", _pool_text(start)):
             self._recorder.log("info", line)
             self._narrate(line)
+        reason = self._sampler.unavailable
+        gpu = f"GPU: {self._sampler.gpu_name}" if reason is None else f"no GPU samples: {reason.text}"
+        self._recorder.log("info", gpu)
 
     def step_done(self, step: StepInfo) -> None:
         self._begin_ns = self._begin_ns or step.begin_ns
