@@ -381,6 +381,24 @@ HEADER = (
 """Attributes of the root group."""
 
 
+VARYING_KEYS = ("run_id", "created_ns", "created_monotonic_ns", "pid", "control_socket")
+"""Header keys that may differ between two traces of one job, made by one machine and software."""
+
+VARYING_COLUMNS = {
+    "steps": ("begin_ns", "end_ns", "device_ns"),
+    "scale_summary": ("begin_ns", "end_ns", "layer_ns"),
+    "allocator": tuple(column.name for column in _ALLOCATOR),
+    "log": ("t_ns", "text"),
+    "gpu": tuple(column.name for column in _GPU),
+    "cost": tuple(column.name for column in _COST),
+    "commit": ("epoch", "t_ns", "gpu_rows", "cost_rows"),
+}
+"""Columns that may: clocks, what is measured of the machine, and texts that tell of it."""
+
+VARYING_LENGTHS = ("gpu", "cost", "commit")
+"""Tables that may be of another length: there is a row for every sample, or every second."""
+
+
 def encode_text(text: str, *, limit: int = TEXT_BYTES) -> bytes:
     """UTF-8 of at most `limit` bytes; a longer text is cut between characters and ends in an ellipsis."""
     encoded = text.encode()

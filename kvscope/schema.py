@@ -14,6 +14,9 @@ from kvscope.format import (
     HEADER,
     ROWS,
     TEXT_BYTES,
+    VARYING_COLUMNS,
+    VARYING_KEYS,
+    VARYING_LENGTHS,
     VERSION,
     Column,
     Reason,
@@ -31,7 +34,7 @@ def schema_text() -> str:
     parts = [f"Format `{FORMAT}`, version {version}.", _header_section(), _axes_section(), _arrays_section()]
     parts.append(_maps_section())
     parts += [_columns_section(table) for table in (*ROWS, COMMIT)]
-    parts.append(_reasons_section())
+    parts += [_reasons_section(), _varying_section()]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,6 +90,16 @@ def _columns_section(table: Table) -> str:
 def _reasons_section() -> str:
     rows = [(str(reason.value), reason.name.lower(), reason.text) for reason in Reason]
     return "### Reasons for an unavailable GPU value\n\n" + _markdown(("code", "name", "meaning"), rows)
+
+
+def _varying_section() -> str:
+    columns = [(f"`{table}`", ", ".join(f"`{name}`" for name in names)) for table, names in VARYING_COLUMNS.items()]
+    rows = [("header", ", ".join(f"`{key}`" for key in VARYING_KEYS)), *columns]
+    lengths = ", ".join(f"`{name}`" for name in VARYING_LENGTHS)
+    return (
+        "### What may differ between two traces of one job\n\nMade by one machine and software, two traces of one job "
+        f"are equal but for these, and for the number of rows of {lengths}.\n\n" + _markdown(("of", "may differ"), rows)
+    )
 
 
 def _type_text(column: Column) -> str:
