@@ -236,7 +236,8 @@ def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
     copying.copy_attributes(remains.file, made)
     made.attrs.pop("control_socket", None)
     copying.copy_axes(remains.file, made, scales_done=int(remains.last["scales_done"]))
-    for name, _ in datasets_of(remains.file):
+    # Their names only: HDF5 reads a dataset wrong that is refreshed while another handle of it is open.
+    for name in [name for name, _ in datasets_of(remains.file)]:
         if name not in made and name not in ("commit", "log"):
             lost += _copied(remains, made, name)
     if "scale_summary" in made and any(line.startswith("scale_summary") for line in lost):

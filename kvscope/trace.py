@@ -53,7 +53,7 @@ class Trace:
         self._rows: dict[str, NDArray[Any]] = {}
         self._commit: np.void
         self._alive = True
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._checked: set[str] = set()
         with self._reading():
             check_version(path, file)
             check_filter(path, file)
@@ -161,7 +161,7 @@ class Trace:
                 f"{self.path}: there is no head {head} in layer {layer}; "
                 f"there are {self.header.num_layers} layers of {self.header.num_heads} heads, from 0"
             )
-        if "attention_map" not in self._file:
+        if not self._has("attention_map"):
             return np.full((self.header.scales.num_scales, maps.MAP_CELLS, maps.MAP_CELLS), np.nan, np.float32)
         stored = self._read("attention_map", lambda dataset: dataset[query_scale, layer, head])
         return maps.decode(stored) if stored.dtype == np.uint8 else stored
@@ -255,7 +255,7 @@ class Trace:
     def _table(self, name: str) -> NDArray[Any]:
         """The committed part of a table; grown by what is new since it was last read."""
         table = TABLES[name]
-        if name not in self._file:
+        if not self._has(name):
             return np.zeros((0,) * len(table.axes), table.stored_dtype)
         count, known = self._count(name), self._rows.get(name)
         if known is None or len(known) < count:
@@ -268,14 +268,19 @@ class Trace:
             self._rows[name] = known
         return known
 
+    def _has(self, name: str) -> bool:
+        with self._reading():
+            return name in self._file
+
     def _read(self, name: str, select: Callable[[h5py.Dataset], Any]) -> Any:  # Any: what h5py gives, an array
         with self._reading():
             return select(self._dataset(name))
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        if name not in self._datasets:
-            self._datasets[name] = root_table(self._file, name, self._lengths)
-        dataset = self._datasets[name]
+        # Opened anew each time, and let go of at once: HDF5 reads a dataset wrong, without a word, that is refreshed
+        # while another handle of it is open in the process (its first chunk in the place of all others).
+        dataset = self._file[name] if name in self._checked else root_table(self._file, name, self._lengths)
+        self._checked.add(name)
         if self._followed:
             dataset.id.refresh()
         return dataset
