@@ -35,7 +35,7 @@ class KVCache:
         num_layers, num_heads, tokens = schedule.num_layers, schedule.num_heads, schedule.scales.tokens
         self._held: list[dict[tuple[int, int], Slots]] = [{} for _ in range(num_layers)]
         """Per layer, (source_scale, head) → slots; in the order of the source scales."""
-        self._num_resident = _resident_scales(schedule)
+        self._num_resident = schedule.resident_scales
         resident = sum(tokens[: self._num_resident])
         self._resident = self.pool.take(num_layers * num_heads * resident).reshape(num_layers, num_heads, -1)
         """[layer, head, token]: where the first scales go, that never leave."""
@@ -102,6 +102,7 @@ class KVCache:
     def clear(self) -> None:
         """Forget everything and free its memory, even while something, such as a traceback, holds this object."""
         self.pool.release()
+        self._resident = self._resident[:0].copy()
         for held in self._held:
             held.clear()
         self._num_tokens = self._index_bytes = 0
@@ -124,12 +125,6 @@ class KVCache:
             return self.pool.take(tokens)
         begin = self.schedule.scales.offsets[source_scale]
         return self._resident[layer, head, begin : begin + tokens]
-
-
-def _resident_scales(schedule: PruningSchedule) -> int:
-    """How many source scales, from the first on, every head keeps to the end."""
-    stay = (schedule.drop_step[:, :, :-1] == schedule.num_steps - 1).all(axis=(0, 1))
-    return int(np.argmin(np.append(stay, False)))
 
 
 def _rows_of(tensor: Tensor, heads: list[int]) -> Tensor:

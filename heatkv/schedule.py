@@ -90,6 +90,12 @@ class PruningSchedule:
         return int(self.tokens_held().max())
 
     @property
+    def resident_scales(self) -> int:
+        """How many source scales, from the first on, every head keeps to the end: at least the sinks."""
+        stays = (self.drop_step[:, :, :-1] == self.num_steps - 1).all(axis=(0, 1))
+        return int(np.argmin(np.append(stays, False)))
+
+    @property
     def content_hash(self) -> str:
         """SHA-256 (hex) of what a run can notice: drop_step, scales and sink scales."""
         head = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]

@@ -109,7 +109,7 @@ def _as_block(stored: Tensor, slots: NDArray[np.int32]) -> Tensor | None:
     num_heads, num_stored = slots.shape
     first = int(slots[0, 0])
     apart = int(slots[1, 0]) - first if num_heads > 1 else num_stored
-    if int(slots[-1, -1]) != first + (num_heads - 1) * apart + num_stored - 1:
+    if apart < num_stored or int(slots[-1, -1]) != first + (num_heads - 1) * apart + num_stored - 1:
         return None
     if not np.array_equal(slots, first + apart * np.arange(num_heads)[:, None] + np.arange(num_stored)):
         return None

@@ -29,16 +29,18 @@ _F32 = 4
 def stored_bytes(schedule: PruningSchedule, bytes_per_token: int) -> NDArray[np.int64]:
     """Bytes of the pool and of the index into it after each step: [num_steps]; exactly what a run records.
 
-    The pool has room for the schedule's peak. The index holds the number of every slot that was ever in use: those of
-    the sink scales from the start; one that came back is kept in a list, and goes out again before a new one does.
+    The pool has room for the schedule's peak. The index holds the number of every slot that was ever in use:
+    from the start those of the first scales, which nobody drops; one that came back is kept in a list, and goes out
+    again before a new one does.
     """
     tokens = np.array(schedule.scales.tokens)
-    sinks = tokens[: schedule.sink_scales] * schedule.num_heads
+    num_resident = schedule.resident_scales
+    resident = tokens[:num_resident] * schedule.num_heads
     steps = np.arange(schedule.num_steps)[:, None]
-    written = np.array([source * schedule.num_layers for source in range(schedule.sink_scales)], np.int64)
+    written = np.array([source * schedule.num_layers for source in range(num_resident)], np.int64)
     layers_written = np.clip(steps + 1 - written, 0, schedule.num_layers)
-    others_held = schedule.tokens_held() - layers_written @ sinks
-    slots_used = sinks.sum() * schedule.num_layers + np.maximum.accumulate(others_held)
+    others_held = schedule.tokens_held() - layers_written @ resident
+    slots_used = resident.sum() * schedule.num_layers + np.maximum.accumulate(others_held)
     pool: NDArray[np.int64] = schedule.peak_tokens * bytes_per_token + SLOT_NUMBER_BYTES * slots_used
     return pool
 

@@ -89,7 +89,8 @@ def test_the_log_says_where_weights_came_from_and_when_scales_were_done(parent: 
     assert lines[0] == "weights: random; bfloat16 on cpu, 2 rows"
     assert lines[1].startswith("attention: ")
     assert lines[2].startswith("cache: room for ")
-    assert [line.split()[1] for line in lines[3:]] == list("0123456")
+    assert lines[3].startswith(("GPU: ", "no GPU samples: "))
+    assert [line.split()[1] for line in lines[4:]] == list("0123456")
 
 
 def test_measuring_attention_changes_no_bit_and_its_tiers_agree(tmp_path: Path, parent: Path) -> None:
