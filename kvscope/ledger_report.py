@@ -20,14 +20,14 @@ _ABSENT = "-"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
-def ledger_text(ledger: Ledger, scale: int | None = None) -> str:
-    """The whole run with its answer and a table of its scales, or one scale."""
+def ledger_text(ledger: Ledger, scale: int | None = None, *, explain: bool = True) -> str:
+    """The whole run with its answer and a table of its scales, or one scale; to `explain` is to define each line."""
     sheet = ledger.run if scale is None else ledger.scales[scale]
     blocks = [_wrapped(_title(ledger)), _sheet_lines(ledger, sheet)]
     if scale is None:
         blocks.insert(1, _answer_lines(ledger))
         blocks.append(_scale_lines(ledger))
-    blocks.append(_definitions(ledger, sheet))
+    blocks.append(_definitions(ledger, sheet) if explain else ["`--explain` says what each line is."])
     return "\n\n".join("\n".join(map(printable, block)) for block in blocks)
 
 

@@ -16,8 +16,15 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
     add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
-    add("--overwrite", action="store_true", help="replace an output file that exists")
-    add("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def output_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace an output file that exists")
+    json_option(parser)
+
+
+def json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
 
 
 def policy_options(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +52,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     policy_options(parser)
     weights_options(parser)
+    output_options(parser)
     add("--no-attention-mass", action="store_true", help="do not measure what attention each scale gets (faster)")
     add("--attention-uncond", action="store_true", help="measure that in the unconditional rows too")
     add(
@@ -63,6 +71,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 def plan_options(parser: argparse.ArgumentParser) -> None:
     model_options(parser)
     policy_options(parser)
+    output_options(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
 
 
@@ -78,6 +87,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, metavar="N", help="use only the first N prompts")
     model_options(parser)
     weights_options(parser)
+    output_options(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
     add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
 
@@ -94,7 +104,7 @@ def open_options(parser: argparse.ArgumentParser) -> None:
 
 def stats_options(parser: argparse.ArgumentParser) -> None:
     trace_options(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    json_option(parser)
 
 
 def demo_options(parser: argparse.ArgumentParser) -> None:

@@ -32,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", metavar="D", help="where a plan would run: cpu or cuda (default: %(default)s)")
     options.model_options(parser)
     options.policy_options(parser)
+    add("--explain", action="store_true", help="say also what each line is, and where its numbers come from")
+    options.json_option(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     # Deferred, as everything that only a command that runs needs.
     from kvscope.ledger_report import ledger_text
 
-    print_data(ledger_text(ledger, args.scale))
+    print_data(ledger_text(ledger, args.scale, explain=args.explain))
     return 0
 
 
