@@ -29,6 +29,12 @@ class RecordingCost:
             self._spent["preview_ns"] += preview_ns
             self._spent["writer_ns"] += writer_ns
 
+    @property
+    def untold_ns(self) -> int:
+        """What the writer worked since the last row."""
+        with self._lock:
+            return self._spent["writer_ns"]
+
     def row(self, file_bytes: int, dropped: int) -> NDArray[np.void]:
         """One row of `cost`, and start over. `dropped`: samples lost since the run began."""
         row = np.zeros(1, TABLES["cost"].row_dtype)

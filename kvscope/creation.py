@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,14 @@ CANNOT_RESERVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
 
 
+MOST_CHUNK_BYTES = 256 << 10
+"""Of arrays with an axis of heads: more would take too long to read for one head."""
+
+
 def new_file(part: Path) -> h5py.File:
     """An empty HDF5 file, with HDF5's own lock where the file system has locks."""
-    options = {"libver": LIBVER, "track_order": True}
+    # Without a cache of chunks: what is appended is written once, at once, and if that fails it fails there.
+    options = {"libver": LIBVER, "track_order": True, "rdcc_nbytes": 0}
     try:
         return h5py.File(part, "w", locking="best-effort", **options)
     except OSError as error:
@@ -68,12 +74,13 @@ def create_table(
 ) -> None:
     """Make a table. `values`: content of a fixed one, others start empty; `arrays`: how compressed ones are stored."""
     shape = tuple(0 if AXES[axis].grows else lengths[axis] for axis in table.axes)
+    chunks = tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True))
     dataset = file.create_dataset(
         table.name,
         shape=shape,
         maxshape=tuple(None if AXES[axis].grows else lengths[axis] for axis in table.axes),
         dtype=table.stored_dtype,
-        chunks=tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True)),
+        chunks=cut_chunks(chunks, table.stored_dtype.itemsize, MOST_CHUNK_BYTES) if table.bulk else chunks,
         fillvalue=None if table.columns else table.fill,
         **(arrays.creation if table.compressed and (arrays.keeps_up or not table.bulk) else {}),
     )
@@ -89,6 +96,15 @@ def create_table(
             dataset.attrs[key] = value
     if values is not None:
         dataset[...] = values
+
+
+def cut_chunks(shape: tuple[int, ...], item_bytes: int, most_bytes: int) -> tuple[int, ...]:
+    """The shape, with its first axes cut into parts of equal length until it takes no more than that."""
+    chunks = [max(1, length) for length in shape]
+    for axis, length in enumerate(chunks):
+        room = max(1, most_bytes // (item_bytes * math.prod(chunks[axis + 1 :])))
+        chunks[axis] = -(-length // -(-length // room))
+    return tuple(chunks)
 
 
 def make_room(part: Path, num_bytes: int) -> None:

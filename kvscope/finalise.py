@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 
 from kvscope import copying
-from kvscope.creation import LIBVER
+from kvscope.creation import LIBVER, cut_chunks
 from kvscope.filters import DEFAULT_FILTER, FILTERS, Filter
 from kvscope.format import TABLES, Status
 
@@ -48,12 +48,13 @@ class Finalised:
     after_bytes: int
 
 
-def final_image(path: Path, made: os.stat_result) -> bytes:
+def final_image(path: Path, made: os.stat_result, *, untold_ns: int = 0) -> bytes:
     """The content of the finalised file, of the closed one at this path, if that is still the file that was `made`.
 
+    `untold_ns`: what recording took that no row of `cost` tells yet.
     Raises NotFinalisedError if it should stay as it is; OSError and what else HDF5 raises if it cannot be read.
     """
-    begin_ns = time.monotonic_ns()
+    begin_ns = time.monotonic_ns() - untold_ns
     with path.open("rb") as recorded:
         if not os.path.samestat(os.fstat(recorded.fileno()), made):
             raise NotFinalisedError("the trace was moved, deleted or replaced")
@@ -143,14 +144,8 @@ def _copy_chunks(source: h5py.Dataset, made: h5py.Dataset) -> None:
 
 
 def _chunks(name: str, shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
-    """The shape, with its first axes cut until it takes no more than a chunk should; maps layer by layer."""
-    chunks = [max(1, length) for length in shape]
-    if TABLES[name].bulk:
-        chunks[:2] = 1, 1
-    for axis, length in enumerate(chunks):
-        room = max(1, CHUNK_BYTES // (item_bytes * math.prod(chunks[axis + 1 :])))
-        chunks[axis] = -(-length // -(-length // room))  # parts of equal length
-    return tuple(chunks)
+    """Parts of the table of about CHUNK_BYTES; maps layer by layer."""
+    return cut_chunks((1, 1, *shape[2:]) if TABLES[name].bulk else shape, item_bytes, CHUNK_BYTES)
 
 
 def _blocks(made: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
@@ -160,7 +155,7 @@ def _blocks(made: h5py.Dataset) -> Iterator[tuple[slice, ...]]:
 
 
 def _tell_cost(target: h5py.File, begin_ns: int) -> None:
-    """Say in one more row of `cost` what finalising took, and in the last commit that there is one."""
+    """Say in one more row of `cost` what ending and finalising took, and in the last commit that there is one."""
     cost, commit = target["cost"], target["commit"]
     row = np.zeros(1, cost.dtype)
     row["t_ns"] = now = time.monotonic_ns()

@@ -63,25 +63,26 @@ class TraceFile:
         else:
             self.misplaced = "the trace was moved during the run, or may not be reached any more"
 
-    def settle(self, *, is_whole: bool) -> None:
+    def settle(self, *, is_whole: bool, untold_ns: int = 0) -> None:
         """Finalise the closed file where it is, or bring it from the spool to its place.
 
         `is_whole`: its run was recorded to the end; otherwise the disk may have no room for a second file.
+        `untold_ns`: what recording took that no row of `cost` tells yet.
         """
         if self._found is None or self.status is None:
             self.not_finalised = "the trace is gone"
             return
-        content = self._image(self._found, self.status) if is_whole else None
+        content = self._image(self._found, self.status, untold_ns) if is_whole else None
         if self.spool is not None:
             self._deliver(self.spool, content)
         elif content is not None:
             self._replace(self._found, content, self.status)
 
-    def _image(self, found: Path, status: os.stat_result) -> bytes | None:
+    def _image(self, found: Path, status: os.stat_result, untold_ns: int) -> bytes | None:
         begin_ns = time.monotonic_ns()
         try:
             before = found.stat().st_size
-            content = final_image(found, status)
+            content = final_image(found, status, untold_ns=untold_ns)
         except NotFinalisedError as error:
             self.not_finalised = str(error)
             return None

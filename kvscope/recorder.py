@@ -270,7 +270,7 @@ class Recorder:
         finally:
             self._created.set()
         self._record(writer)
-        self.file.settle(is_whole=self.failed is None)
+        self.file.settle(is_whole=self.failed is None, untold_ns=self._cost.untold_ns)
 
     def _record(self, writer: TraceWriter) -> None:
         """Write until the run ends; then the file is closed, or given up."""

@@ -22,13 +22,16 @@ from tests.benchmarks import (
     bench_capture,
     bench_generation,
     bench_planner,
+    bench_recorder,
     bench_run,
     bench_stack,
+    bench_trace,
 )
 from tests.benchmarks.bench_capture import reference_style
 from tests.benchmarks.harness import Goal, Result, Row, Times, take_turns
 from tests.benchmarks.layers import filled_cache, random_queries, visible_at
 from tests.benchmarks.memory import held_bytes, in_fresh_process, most_tensor_bytes, peak_bytes
+from tests.benchmarks.traces import Shape
 from tests.benchmarks.workload import DTYPE, ROWS, Subject, plan, stack_flops
 
 TINY = "infinity-tiny"
@@ -197,8 +200,10 @@ class TestEveryBenchmark:
             lambda: bench_capture.run(
                 quick=True, model=TINY, resolutions=("native",), sides=(4,), mass_sides=(1, 4), scratch_side=6
             ),
+            lambda: bench_recorder.run(quick=True, model=TINY, resolution=None, side=8),
+            lambda: bench_trace.run(quick=True, large=Shape(4, 4, 9, "float32"), small=Shape(3, 3, 5, "uint8")),
         ],
-        ids=["planner", "attention", "stack", "bytes", "run", "generation", "capture"],
+        ids=["planner", "attention", "stack", "bytes", "run", "generation", "capture", "recorder", "trace"],
     )
     def test_gives_a_table_and_strict_json(self, run: Callable[[], Result]) -> None:
         result = run()

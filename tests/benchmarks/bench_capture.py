@@ -99,14 +99,14 @@ def _all_of(visible: Visible, stored: Tensor, current: Tensor) -> Tensor:
 
 def scratch_bytes(model: str, side: int, mode: str, device: str) -> float:
     """What a process needs during one layer's attention beyond what it held before; the output counts."""
-    call = _layer_calls(model, side, device)[mode]
-    _layer_calls(model, 4, device)[mode]()
+    call = layer_calls(model, side, device)[mode]
+    layer_calls(model, 4, device)[mode]()
     before = held_bytes(device)
     return peak_bytes(call, device) - before
 
 
 def _one_layer_rows(model: str, side: int, device: str) -> Iterator[Row]:
-    calls = _layer_calls(model, side, device)
+    calls = layer_calls(model, side, device)
     times = take_turns(calls, repeats=3 if side >= 64 else 7, least_s=0.1, device=device)
     goal = Goal("at most", 1.05) if device == "cuda" else None
     for mode in list(calls)[1:]:
@@ -161,7 +161,7 @@ def _exact_mass(q: Tensor, visible: Visible) -> Tensor:
     return torch.stack(masses)
 
 
-def _layer_calls(model: str, side: int, device: str) -> dict[str, Callable[[], Attended]]:
+def layer_calls(model: str, side: int, device: str) -> dict[str, Callable[[], Attended]]:
     q, visible, scales = _layer(model, side, device, DTYPE, QUERY_NORM)
     path = choose_path(device, dtype=DTYPE, head_dim=q.shape[-1])
 

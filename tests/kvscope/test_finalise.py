@@ -28,7 +28,7 @@ _ADDED = {"cost", "commit"}
 def recorded(request: pytest.FixtureRequest, tmp_path: Path, fake_run: ModuleType) -> Path:
     """A closed trace as it was recorded, every tier on."""
 
-    def stay(_file: TraceFile, *, is_whole: bool) -> None:
+    def stay(_file: TraceFile, **_: object) -> None:
         pass
 
     with pytest.MonkeyPatch.context() as patch:
