@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import h5py
 import numpy as np
 
-from kvscope.filters import Filter
+from kvscope.filters import FILTERS, Filter
 from kvscope.format import AXES, Table
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ NO_VALUES = "This is a netCDF dimension but not a netCDF variable."
 
 
 MOST_CHUNK_BYTES = 256 << 10
-"""Of arrays with an axis of heads: more would take too long to read for one head."""
+"""More would take too long to read for one map."""
 
 
 def new_file(part: Path) -> h5py.File:
@@ -74,15 +74,16 @@ def create_table(
 ) -> None:
     """Make a table. `values`: content of a fixed one, others start empty; `arrays`: how compressed ones are stored."""
     shape = tuple(0 if AXES[axis].grows else lengths[axis] for axis in table.axes)
+    stored = arrays if arrays.keeps_up or not table.late else FILTERS["none"]
     chunks = tuple(wanted or length for wanted, length in zip(table.chunk, shape, strict=True))
     dataset = file.create_dataset(
         table.name,
         shape=shape,
         maxshape=tuple(None if AXES[axis].grows else lengths[axis] for axis in table.axes),
         dtype=table.stored_dtype,
-        chunks=cut_chunks(chunks, table.stored_dtype.itemsize, MOST_CHUNK_BYTES) if table.bulk else chunks,
+        chunks=cut_chunks(chunks, table.stored_dtype.itemsize, MOST_CHUNK_BYTES),
         fillvalue=None if table.columns else table.fill,
-        **(arrays.creation if table.compressed and (arrays.keeps_up or not table.bulk) else {}),
+        **(stored.creation if table.compressed else {}),
     )
     for index, axis in enumerate(table.axes):
         dataset.dims[index].attach_scale(file[axis])

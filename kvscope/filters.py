@@ -29,7 +29,7 @@ class Filter:
     shuffle: bool = False
     """Bytes of equal weight are put side by side first."""
     keeps_up: bool = True
-    """Fast enough for the largest tables while the run goes on."""
+    """Fast enough for every table while the run goes on."""
 
     @property
     def creation(self) -> dict[str, Any]:  # Any: what h5py's create_dataset takes

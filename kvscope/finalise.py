@@ -145,7 +145,7 @@ def _copy_chunks(source: h5py.Dataset, made: h5py.Dataset) -> None:
 
 def _chunks(name: str, shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
     """Parts of the table of about CHUNK_BYTES; maps layer by layer."""
-    return cut_chunks((1, 1, *shape[2:]) if TABLES[name].bulk else shape, item_bytes, CHUNK_BYTES)
+    return cut_chunks((1, 1, *shape[2:]) if name == "attention_map" else shape, item_bytes, CHUNK_BYTES)
 
 
 def _blocks(made: h5py.Dataset) -> Iterator[tuple[slice, ...]]:

@@ -137,8 +137,8 @@ class Table:
     fill: float = 0
     compressed: bool = False
     """Only where one append is whole chunks: a partly filled compressed chunk is rewritten at every flush."""
-    bulk: bool = False
-    """So large that gzip would hold up the run: compressed at its end, or at once by a faster filter."""
+    late: bool = False
+    """gzip waits until the run has ended; faster filters do not."""
     fixed: bool = False
     """Written once, before the run's first step."""
     attributes: tuple[tuple[str, str | float], ...] = ()
@@ -270,16 +270,18 @@ ARRAYS = (
     Table("drop_step", _HEAD_SCALES[1:], "The plan in force: the step (query_scale × num_layers + layer) right after "
           "which a head-scale is freed; the last step: kept to the end", "step", "i2", chunk=(0, 0, 0), fixed=True),
     Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction",
-          "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True),
+          "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),
     Table("read_tokens", _HEAD_SCALES, "Tokens that attention at the step could read, the current scale included",
-          "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True),
+          "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),
     Table("attention_mass", _HEAD_SCALES, "Attention that the source scale receives: mean over queries and conditional "
-          "rows; NaN: not measured, or not visible", "1", "f4", chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True),
+          "rows; NaN: not measured, or not visible", "1", "f4", chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True,
+          late=True),
     Table("attention_mass_uncond", _HEAD_SCALES, "The same of the unconditional rows", "1", "f4",
-          chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True),
+          chunk=(1, 0, 0, 0), fill=float("nan"), compressed=True,
+          late=True),
     Table("attention_map", (*_HEAD_SCALES, "map_y", "map_x"), "Attention that the cell of tokens receives: mean over "
           "queries and conditional rows; in codes, or as f4 with NaN", "1", "u1", chunk=(1, 1, 0, 0, 0, 0),
-          fill=NOT_MEASURED_CODE, compressed=True, bulk=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
+          fill=NOT_MEASURED_CODE, compressed=True, late=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
           ("code_floor", MAP_FLOOR), ("not_measured_code", NOT_MEASURED_CODE), ("zero_code", ZERO_CODE),
           ("floor_code", FLOOR_CODE), ("one_code", ONE_CODE))),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",

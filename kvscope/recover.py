@@ -121,6 +121,8 @@ class _Remains:
         check_filter(path, file)
         header = read_header(header_attributes(file))
         commits = _commits(path, root_table(file, "commit", {}), is_live=is_live)
+        if commits["scales_done"].max() > header.scales.num_scales:
+            raise ValueError(f"{commits['scales_done'].max()} scales of {header.scales.num_scales}")
         whole, lost = _whole_commits(file, commits, is_live=is_live)
         if not whole:
             raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
@@ -180,11 +182,18 @@ def _commits(path: Path, dataset: h5py.Dataset, *, is_live: bool) -> NDArray[np.
     """The commits that can be read, from the first one."""
     if is_live:
         dataset.id.refresh()
-    length, _ = copying.readable_length(dataset, len(dataset))
-    commits: NDArray[np.void] = dataset[:length]
-    # A crash may have lengthened the table for a commit that was never written.
-    written = np.flatnonzero(commits["epoch"] != np.arange(length))
-    commits = commits[: int(written[0]) if len(written) else length]
+    step, blocks = dataset.chunks[0] if dataset.chunks else max(1, len(dataset)), []
+    for begin in range(0, len(dataset), step):
+        try:
+            block = dataset[begin : begin + step]
+        except DAMAGE:
+            break
+        # A crash may have lengthened the table for a commit that was never written.
+        is_written = block["epoch"] == np.arange(begin, begin + len(block))
+        blocks.append(block[: len(block) if is_written.all() else int(np.argmin(is_written))])
+        if not is_written.all():
+            break
+    commits = np.concatenate(blocks) if blocks else np.zeros(0, dataset.dtype)
     if not len(commits):
         raise TraceFormatError(f"{path}: damaged: no commit can be read, so nothing can be recovered")
     return commits
@@ -208,8 +217,30 @@ def _whole_commits(file: h5py.File, commits: NDArray[np.void], *, is_live: bool)
             fits = np.flatnonzero(counts[:whole] <= readable)
             whole = int(fits[-1]) + 1 if len(fits) else 0
         if not whole:
-            break
+            return 0, lost
+    done = int(commits["scales_done"][whole - 1])
+    matching = done if is_live else _matching_scales(file, done)
+    if matching < done:
+        lost.append(f"scales: all after the first {matching} (their tokens and steps are not what scale_summary says)")
+        fits = np.flatnonzero(commits["scales_done"][:whole] <= matching)
+        whole = int(fits[-1]) + 1 if len(fits) else 0
     return whole, lost
+
+
+def _matching_scales(file: h5py.File, done: int) -> int:
+    """How many scales, from the first, hold what their summary says: a block that a disk lost reads as zeros."""
+    try:
+        steps, kept, read, stored = (
+            root_dataset(file, name) for name in ("steps", "kept_tokens", "read_tokens", "scale_summary")
+        )
+        layers = kept.shape[1]
+        for scale in range(done):
+            own = steps[scale * layers : (scale + 1) * layers]
+            if summary_row(own, kept[scale], read[scale]).tobytes() != stored[scale].tobytes():
+                return scale
+    except DAMAGE:
+        return done  # a trace without summaries, or one that lost them: that alone costs no scale
+    return done
 
 
 def _write(remains: _Remains, path: Path, target: Path, *, overwrite: bool) -> Recovered:

@@ -69,7 +69,7 @@ def _open_rows(traces: dict[str, Path], repeats: int) -> list[Row]:
     return [
         look.row(f"header and summaries: {large} beside {small}", "large", "small", goal=goal),
         screen.row(f"first screen: {large} beside the same run without maps, {plain}", "large", "no maps", goal=goal),
-        screen.row(f"first screen: {large} beside a smaller run, {small}", "large", "small"),
+        screen.row(f"first screen: {large} beside a smaller run, {small}", "large", "small", goal=goal),
     ]
 
 
