@@ -15,10 +15,12 @@ import numpy as np
 from kvscope.creation import LIBVER, NO_VALUES
 from kvscope.format import AXES, TABLES
 from kvscope.layout import axis_name, datasets_of, is_scale
-from kvscope.opening import DAMAGE, first_line, is_plain
+from kvscope.opening import DAMAGE, check_size, first_line, is_plain
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
 """Attributes by which datasets refer to each other; a new file gets its own."""
+_MOST_BLOCKS = 1 << 16
+"""No table of a trace has more chunks."""
 
 
 def new_file(path: str) -> h5py.File:
@@ -107,7 +109,11 @@ def _blocks(source: h5py.Dataset, shape: tuple[int, ...]) -> Iterator[tuple[slic
     if not math.prod(shape) or (source.chunks and not source.id.get_num_chunks()):
         return
     chunks = source.chunks or shape
-    for corner in np.ndindex(*(-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True))):
+    counts = [-(-length // chunk) for length, chunk in zip(shape, chunks, strict=True)]
+    if math.prod(counts) > _MOST_BLOCKS:
+        raise ValueError(f"{source.name} has {math.prod(counts):,} chunks, more than {_MOST_BLOCKS:,}")
+    check_size(source.name, math.prod(chunks) * source.dtype.itemsize, source.file.id.get_filesize())
+    for corner in np.ndindex(*counts):
         yield tuple(
             slice(index * chunk, min((index + 1) * chunk, length))
             for index, chunk, length in zip(corner, chunks, shape, strict=True)

@@ -27,7 +27,7 @@ _CHANGES = {
 }
 """Tier → what recording it changes of a run."""
 
-_MOST_SCALES, _MOST_COUNT, _MOST_INTEGER = 1 << 10, 1 << 24, 1 << 62
+_MOST_COUNT, _MOST_INTEGER = 1 << 24, 1 << 62
 """No trace has more: what says so is damaged."""
 
 Attributes = Mapping[str, Any]  # Any: what an HDF5 attribute may be
@@ -128,8 +128,9 @@ def read_header(attributes: Attributes) -> Header:
     if missing:
         raise ValueError(f"header key {missing[0]} is missing")
     scales = ScaleSchedule.from_json(json.loads(text_of(attributes, "scales")))
-    if scales.num_scales > _MOST_SCALES or scales.total_tokens > _MOST_COUNT:
-        raise ValueError(f"header key scales has {scales.num_scales} scales of {scales.total_tokens} tokens")
+    cells = _count(attributes, "num_layers") * _count(attributes, "num_heads") * scales.num_scales**2
+    if cells > _MOST_COUNT or scales.total_tokens > _MOST_COUNT:
+        raise ValueError(f"a trace of {scales.total_tokens} tokens, and of {cells} cells in its kept_tokens")
     major, minor = text_of(attributes, "format_version").split(".")
     job = Job.from_json(json.loads(text_of(attributes, "job")))
     tiers = optional_text(attributes, "tiers")

@@ -31,6 +31,8 @@ DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeEr
 
 MOST_BYTES = 1 << 30
 """The most memory that one answer of a trace may take."""
+MOST_UNPACKED = 1 << 10
+"""No file holds more than so many times its length: gzip can pack no better."""
 MOST_CHUNK_BYTES = 1 << 24
 """The most that one chunk may unpack to: HDF5 unpacks it whole, whatever part of it is wanted."""
 MOST_ATTRIBUTE_BYTES = 1 << 20
@@ -86,8 +88,7 @@ def check_version(path: Path, file: h5py.File) -> None:
 def check_filter(path: Path, file: h5py.File) -> None:
     """Raises TraceError if the trace is sound, but needs a filter that is not installed."""
     # All compressed tables of a trace have one filter.
-    link = file.get("kept_tokens", getlink=True)
-    table = file["kept_tokens"] if isinstance(link, h5py.HardLink) else None
+    table = file["kept_tokens"] if has_own(file, "kept_tokens") else None
     missing = missing_filter(table) if isinstance(table, h5py.Dataset) else None
     if missing is not None:
         raise TraceError(f"{path}: {needs_filter(missing)}")
@@ -112,6 +113,17 @@ def axis_lengths(header: Header) -> dict[str, int]:
     }
 
 
+def has_own(file: h5py.File, name: str) -> bool:
+    """Whether the file has something of that name. Raises ValueError if that is elsewhere: a link, and not followed."""
+    # Not `name in file`, nor `file.get`: they open the file that a link leads to, be it a pipe.
+    links = file.id.links
+    if not links.exists(name.encode()):
+        return False
+    if links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise ValueError(f"{name} is a link to somewhere else")
+    return True
+
+
 def root_table(file: h5py.File, name: str, lengths: Mapping[str, int]) -> h5py.Dataset:
     """The table of that name, of the type and the axes that the format says; `lengths`: of those that are known.
 
@@ -127,11 +139,8 @@ def root_dataset(file: h5py.File, name: str) -> h5py.Dataset:
 
     Raises KeyError if there is none, ValueError if it is no dataset of this file's own.
     """
-    link = file.get(name, getlink=True)
-    if link is None:
+    if not has_own(file, name):
         raise KeyError(f"{name} is missing")
-    if not isinstance(link, h5py.HardLink):
-        raise ValueError(f"{name} is a link to somewhere else")
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset):
         raise ValueError(f"{name} is no table")
@@ -158,10 +167,11 @@ def is_plain(attribute: h5py.h5a.AttrID) -> bool:
     return isinstance(attribute.get_type(), h5py.h5t.TypeStringID | h5py.h5t.TypeIntegerID)
 
 
-def check_size(name: str, num_bytes: int) -> None:
-    """Raises ValueError for an answer that would take more memory than any trace has reason to."""
-    if num_bytes > MOST_BYTES:
-        raise ValueError(f"{name} would take {num_bytes:,} bytes of memory, more than {MOST_BYTES:,}")
+def check_size(name: str, num_bytes: int, file_bytes: int) -> None:
+    """Raises ValueError for an answer that would take more memory than a trace of that length has reason to."""
+    most = min(MOST_BYTES, MOST_UNPACKED * file_bytes)
+    if num_bytes > most:
+        raise ValueError(f"{name} would take {num_bytes:,} bytes of memory, more than {most:,}")
 
 
 def first_line(error: BaseException) -> str:
@@ -225,7 +235,7 @@ def _check_table(table: Table, dataset: h5py.Dataset, lengths: Mapping[str, int]
             raise ValueError(f"{table.name} has {length} along {axis}; expected {lengths[axis]}")
     # What is read at once of tables that grow: one scale of previews, all tokens' bits, all else.
     one_answer = dataset.shape[1:] if table.name in ("preview", "attention_map") else dataset.shape
-    check_size(table.name, math.prod(one_answer) * dataset.dtype.itemsize)
+    check_size(table.name, math.prod(one_answer) * dataset.dtype.itemsize, dataset.file.id.get_filesize())
 
 
 def is_type_of(table: Table, dtype: np.dtype[Any]) -> bool:

@@ -65,7 +65,7 @@ class Recovered:
     scales_done: int
     num_scales: int
     commits: int
-    """Commits of the source that the new trace holds."""
+    """Commits of the source that could be read."""
     lost: tuple[str, ...]
     """What could not be read, one line each."""
 
@@ -73,7 +73,7 @@ class Recovered:
 def recover(source: Path | str, path: Path | str, *, overwrite: bool = False) -> Recovered:
     """Write all that can be read of a crashed or damaged trace to a new one. The source is not touched.
 
-    It ends with the last commit that is whole. Raises TraceError if nothing can be read, or if the trace is being
+    It ends with the last scale that is whole. Raises TraceError if nothing can be read, or if the trace is being
     recorded; OutputError if `path` cannot be written.
     """
     source, path = Path(source), Path(path)
@@ -109,11 +109,12 @@ class _Remains:
     file: h5py.File
     header: Header
     commits: NDArray[np.void]
-    """Up to the last one whose essential tables are whole."""
-    is_last: bool
-    """That is the last commit of all: nothing essential is lost."""
+    """All that can be read, from the first one."""
+    scales: int
+    """How many scales are whole, from the first."""
     is_live: bool
     lost: list[str]
+    """What essential tables lack."""
 
     @classmethod
     def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> _Remains:
@@ -121,12 +122,13 @@ class _Remains:
         check_filter(path, file)
         header = read_header(header_attributes(file))
         commits = _commits(path, root_table(file, "commit", {}), is_live=is_live)
+        done = int(commits["scales_done"][-1])
         if commits["scales_done"].max() > header.scales.num_scales:
             raise ValueError(f"{commits['scales_done'].max()} scales of {header.scales.num_scales}")
-        whole, lost = _whole_commits(file, commits, is_live=is_live)
-        if not whole:
+        scales, lost = _whole_scales(file, header, done, is_live=is_live)
+        if done and not scales:
             raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
-        return cls(path, file, header, commits[:whole], whole == len(commits), is_live, lost)
+        return cls(path, file, header, commits, scales, is_live, lost)
 
     @property
     def last(self) -> np.void:
@@ -134,9 +136,14 @@ class _Remains:
         return last
 
     @property
+    def is_whole(self) -> bool:
+        """No scale that was committed is lost."""
+        return self.scales == int(self.last["scales_done"])
+
+    @property
     def end_status(self) -> Status:
         """How the trace ended, as far as that can be read."""
-        return Status(int(self.last["status"])) if self.is_last else Status.RUNNING
+        return Status(int(self.last["status"])) if self.is_whole else Status.RUNNING
 
     def dataset(self, name: str) -> h5py.Dataset:
         lengths = axis_lengths(self.header)
@@ -148,11 +155,15 @@ class _Remains:
     def shape(self, name: str, dataset: h5py.Dataset) -> tuple[int, ...]:
         """How much of a table is committed."""
         axes, columns = copying.axes_of(name, dataset), self.commits.dtype.names or ()
-        done, rest = int(self.last["scales_done"]), tuple(dataset.shape[1:])
+        rest = tuple(dataset.shape[1:])
+        if axes[0] == "query_scale":
+            has_none = name == "preview" and not self.last["previews"]
+            return (self.scales, 0, 0, 3) if has_none else (self.scales, *rest)
+        if name in ESSENTIAL and not self.is_whole:
+            count = _entries(name, self.header, self.scales)
+            return (count,) if name == "steps" else (dataset.shape[0], count, *rest[1:])
         if name == "bits":
             return (dataset.shape[0], int(self.last["bits_rows"]), *rest[1:])
-        if axes[0] == "query_scale":
-            return (done, *rest) if name != "preview" or self.last["previews"] else (done, 0, 0, 3)
         if f"{name}_rows" in columns:
             count = int(self.last[f"{name}_rows"])
             return (count, *rest) if count or name != "image" else (0, 0, 3)
@@ -199,43 +210,41 @@ def _commits(path: Path, dataset: h5py.Dataset, *, is_live: bool) -> NDArray[np.
     return commits
 
 
-def _whole_commits(file: h5py.File, commits: NDArray[np.void], *, is_live: bool) -> tuple[int, list[str]]:
-    """(how many commits there are, up to the last whose essential tables can be read; what is lost after it)"""
-    whole, lost = len(commits), []
+def _entries(name: str, header: Header, scales: int) -> int:
+    """Length that an essential table has when so many scales are done, along the axis that grows."""
+    return {"steps": scales * header.num_layers, "bits": header.scales.offsets[scales]}.get(name, scales)
+
+
+def _whole_scales(file: h5py.File, header: Header, done: int, *, is_live: bool) -> tuple[int, list[str]]:
+    """(how many scales are whole in every essential table, from the first; why no more)"""
+    whole, lost = done, []
     for name in ESSENTIAL:
-        counts = commits[TABLES[name].count_name].astype(np.int64)
         try:
             dataset = root_table(file, name, {})
             if is_live:
                 dataset.id.refresh()
             axis = TABLES[name].axes.index("token") if name == "bits" else 0
-            readable, reason = copying.readable_length(dataset, int(counts[whole - 1]), axis=axis)
+            readable, reason = copying.readable_length(dataset, _entries(name, header, done), axis=axis)
         except DAMAGE as error:
             readable, reason = 0, first_line(error)
         if reason:
             lost.append(f"{name}: all after the first {readable} ({reason})")
-            fits = np.flatnonzero(counts[:whole] <= readable)
-            whole = int(fits[-1]) + 1 if len(fits) else 0
-        if not whole:
-            return 0, lost
-    done = int(commits["scales_done"][whole - 1])
-    matching = done if is_live else _matching_scales(file, done)
-    if matching < done:
+            whole = max(scale for scale in range(whole + 1) if _entries(name, header, scale) <= readable)
+    matching = _matching_scales(file, header, whole)
+    if matching < whole:
         lost.append(f"scales: all after the first {matching} (their tokens and steps are not what scale_summary says)")
-        fits = np.flatnonzero(commits["scales_done"][:whole] <= matching)
-        whole = int(fits[-1]) + 1 if len(fits) else 0
-    return whole, lost
+    return matching, lost
 
 
-def _matching_scales(file: h5py.File, done: int) -> int:
+def _matching_scales(file: h5py.File, header: Header, done: int) -> int:
     """How many scales, from the first, hold what their summary says: a block that a disk lost reads as zeros."""
     try:
+        # Refreshed already, where the trace is live.
         steps, kept, read, stored = (
-            root_dataset(file, name) for name in ("steps", "kept_tokens", "read_tokens", "scale_summary")
+            root_table(file, name, {}) for name in ("steps", "kept_tokens", "read_tokens", "scale_summary")
         )
-        layers = kept.shape[1]
         for scale in range(done):
-            own = steps[scale * layers : (scale + 1) * layers]
+            own = steps[scale * header.num_layers : (scale + 1) * header.num_layers]
             if summary_row(own, kept[scale], read[scale]).tobytes() != stored[scale].tobytes():
                 return scale
     except DAMAGE:
@@ -266,7 +275,7 @@ def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
     lost = list(remains.lost)
     copying.copy_attributes(remains.file, made)
     made.attrs.pop("control_socket", None)
-    copying.copy_axes(remains.file, made, scales_done=int(remains.last["scales_done"]))
+    copying.copy_axes(remains.file, made, scales_done=remains.scales)
     # Their names only: HDF5 reads a dataset wrong that is refreshed while another handle of it is open.
     for name in [name for name, _ in datasets_of(remains.file)]:
         if name not in made and name not in ("commit", "log"):
@@ -282,7 +291,7 @@ def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
         path=path,
         status=status.name.lower(),
         message=message,
-        scales_done=int(remains.last["scales_done"]),
+        scales_done=remains.scales,
         num_scales=remains.header.scales.num_scales,
         commits=len(remains.commits),
         lost=tuple(lost),
@@ -321,11 +330,11 @@ def _sum_up(made: h5py.File) -> None:
 def _end(remains: _Remains, lost: list[str]) -> tuple[Status, str]:
     """How the new trace says that its run ended."""
     name, by = remains.path.name, f"kvscope {kvscope.__version__}"
-    reached = f"after {scales_text(int(remains.last['scales_done']), remains.header.scales.num_scales)}"
+    reached = f"after {scales_text(remains.scales, remains.header.scales.num_scales)}"
     if remains.is_live:
         return Status.CANCELLED, f"snapshot of {name} by {by}, {reached}; the run went on"
     if remains.end_status is Status.RUNNING:
-        how = "the run, or its recording, ended without saying so" if remains.is_last else "the file is damaged"
+        how = "the run, or its recording, ended without saying so" if remains.is_whole else "the file is damaged"
         return Status.FAILED, f"recovered from {name} by {by}: {how} {reached}"
     said = decode_text(remains.last["message"])
     if not lost:
@@ -347,10 +356,11 @@ def _add_line(made: h5py.File, remains: _Remains, message: str) -> None:
 def _write_commits(made: h5py.File, remains: _Remains, status: Status, message: str) -> None:
     """The commits of the source as far as they hold, and the one that ends the new trace."""
     commits = remains.commits
-    if not remains.is_last or commits["status"][-1] == Status.RUNNING:
+    if not remains.is_whole or commits["status"][-1] == Status.RUNNING:
         commits = np.concatenate([commits, commits[-1:]])
     commits["epoch"] = np.arange(len(commits))
     commits["status"] = Status.RUNNING
+    commits["scales_done"] = np.minimum(commits["scales_done"], remains.scales)
     for name in COUNTED:
         axis = 1 if name == "bits" else 0
         length = made[name].shape[axis] if name in made else 0

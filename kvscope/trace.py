@@ -29,6 +29,7 @@ from kvscope.opening import (
     check_filter,
     check_version,
     first_line,
+    has_own,
     header_attributes,
     last_commit,
     open_file,
@@ -270,7 +271,7 @@ class Trace:
 
     def _has(self, name: str) -> bool:
         with self._reading():
-            return name in self._file
+            return has_own(self._file, name)
 
     def _read(self, name: str, select: Callable[[h5py.Dataset], Any]) -> Any:  # Any: what h5py gives, an array
         with self._reading():
