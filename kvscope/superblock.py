@@ -70,6 +70,8 @@ class RepairedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: WriteableBuffer) -> int:
+        if not 0 <= self._position < self._length:  # a damaged address, perhaps larger than any file
+            return 0
         view = memoryview(buffer).cast("B")
         self._file.seek(self._position)
         count = self._file.readinto(view) or 0

@@ -32,7 +32,7 @@ SCALES = 5
 """Scales of the run without a model."""
 SLOW_STEP_S = 0.01
 """How long its steps take here, so that random moments fall everywhere."""
-LONGEST_S = 0.35
+LONGEST_S = 0.26
 """Random moments lie between the first commit and this much later: well past the end of the run."""
 
 

@@ -183,9 +183,6 @@ DAMAGES: dict[str, tuple[Edit, str, str]] = {
     "read tokens": (value("read_tokens", (4, 2, 1, 0), 0), "read_tokens[4, 2, 1, 0]", "0; expected 1: as the schedule"),
     "plan": (value("drop_step", (0, 0, 2), 9), "kept_tokens[3, 0, 0, 2]", "9, and 1 more like it; expected 0"),
     "accounted bytes": (moved("steps", "accounted_bytes", 4, 1), "steps.accounted_bytes[4]", "tokens held × bytes"),
-    "stored bytes change": (
-        moved("steps", "storage_bytes", 6, 64), "steps.storage_bytes[6]", "at every step: the pool does not change"
-    ),
     "stored less than capacity": (
         lambda file: file.attrs.modify("capacity_tokens", np.int64(10_000)), "steps.storage_bytes[0]", "room for 10,000"
     ),
