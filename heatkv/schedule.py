@@ -173,7 +173,7 @@ class PruningSchedule:
         version = record.get("version")
         if version != VERSION:
             raise ScheduleError(
-                f"format version {version}, this heatkv reads {VERSION}; upgrade heatkv or plan it again"
+                f"format version {version!r:.40}, this heatkv reads {VERSION}; upgrade heatkv or plan it again"
             )
         missing = {"model", "scales", "sink_scales", "policy", "budget", "provenance", "drop_step"} - record.keys()
         if missing:
