@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -23,32 +22,13 @@ from heatkv.errors import HeatKVError
 from heatkv.files import exists_text, place
 from kvscope import copying, liveness
 from kvscope.errors import KVScopeError, OutputError, TraceError, TraceFormatError
-from kvscope.format import COUNTED, LEVELS, TABLES, Status, decode_text, text_field
-from kvscope.header import read_header
+from kvscope.format import COUNTED, LEVELS, Status, decode_text, text_field
 from kvscope.layout import datasets_of
-from kvscope.opening import (
-    DAMAGE,
-    axis_lengths,
-    check_filter,
-    check_version,
-    first_line,
-    header_attributes,
-    open_file,
-    open_remains,
-    root_dataset,
-    root_table,
-)
+from kvscope.opening import DAMAGE, first_line, open_file, open_remains
+from kvscope.remains import ESSENTIAL, Remains
 from kvscope.rows import summary_row
 from kvscope.units import scales_text
 from kvscope.writer import check_output, reason_text
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from kvscope.header import Header
-
-ESSENTIAL = ("steps", "kept_tokens", "read_tokens", "bits")
-"""Tables without which a scale is none: what is recovered ends before the first scale that lacks one of them."""
 
 _ROOM_BYTES = 1 << 22
 """More than a trace takes beside what is in its tables."""
@@ -78,10 +58,10 @@ def recover(source: Path | str, path: Path | str, *, overwrite: bool = False) ->
     """
     source, path = Path(source), Path(path)
     target = _target(source, path, overwrite=overwrite)
-    if source.is_file() and liveness.is_held(source):
-        raise TraceError(f"{source}: is being recorded; `kvscope trace snapshot` copies it as it is now")
     with _reading(source), open_remains(source) as file:
-        remains = _Remains.of(source, file, is_live=False)
+        if liveness.is_held(source):
+            raise TraceError(f"{source}: is being recorded; `kvscope trace snapshot` copies it as it is now")
+        remains = Remains.of(source, file, is_live=False)
         return _write(remains, path, target, overwrite=overwrite)
 
 
@@ -95,79 +75,10 @@ def snapshot(source: Path | str, path: Path | str, *, overwrite: bool = False) -
     with _reading(source):
         file, is_live = open_file(source)
         with file:
-            remains = _Remains.of(source, file, is_live=is_live)
+            remains = Remains.of(source, file, is_live=is_live)
             if remains.end_status is Status.RUNNING and not is_live:
                 raise TraceError(f"{source}: is not being recorded, it crashed; `kvscope trace recover` recovers it")
             return _write(remains, path, target, overwrite=overwrite)
-
-
-@dataclass(frozen=True, slots=True)
-class _Remains:
-    """What can be read of a trace."""
-
-    path: Path
-    file: h5py.File
-    header: Header
-    commits: NDArray[np.void]
-    """All that can be read, from the first one."""
-    scales: int
-    """How many scales are whole, from the first."""
-    is_live: bool
-    lost: list[str]
-    """What essential tables lack."""
-
-    @classmethod
-    def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> _Remains:
-        check_version(path, file)
-        check_filter(path, file)
-        header = read_header(header_attributes(file))
-        commits = _commits(path, root_table(file, "commit", {}), is_live=is_live)
-        done = int(commits["scales_done"][-1])
-        if commits["scales_done"].max() > header.scales.num_scales:
-            raise ValueError(f"{commits['scales_done'].max()} scales of {header.scales.num_scales}")
-        scales, lost = _whole_scales(file, header, done, is_live=is_live)
-        if done and not scales:
-            raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
-        return cls(path, file, header, commits, scales, is_live, lost)
-
-    @property
-    def last(self) -> np.void:
-        last: np.void = self.commits[-1]
-        return last
-
-    @property
-    def is_whole(self) -> bool:
-        """No scale that was committed is lost."""
-        return self.scales == int(self.last["scales_done"])
-
-    @property
-    def end_status(self) -> Status:
-        """How the trace ended, as far as that can be read."""
-        return Status(int(self.last["status"])) if self.is_whole else Status.RUNNING
-
-    def dataset(self, name: str) -> h5py.Dataset:
-        lengths = axis_lengths(self.header)
-        dataset = root_table(self.file, name, lengths) if name in TABLES else root_dataset(self.file, name)
-        if self.is_live:
-            dataset.id.refresh()
-        return dataset
-
-    def shape(self, name: str, dataset: h5py.Dataset) -> tuple[int, ...]:
-        """How much of a table is committed."""
-        axes, columns = copying.axes_of(name, dataset), self.commits.dtype.names or ()
-        rest = tuple(dataset.shape[1:])
-        if axes[0] == "query_scale":
-            has_none = name == "preview" and not self.last["previews"]
-            return (self.scales, 0, 0, 3) if has_none else (self.scales, *rest)
-        if name in ESSENTIAL and not self.is_whole:
-            count = _entries(name, self.header, self.scales)
-            return (count,) if name == "steps" else (dataset.shape[0], count, *rest[1:])
-        if name == "bits":
-            return (dataset.shape[0], int(self.last["bits_rows"]), *rest[1:])
-        if f"{name}_rows" in columns:
-            count = int(self.last[f"{name}_rows"])
-            return (count, *rest) if count or name != "image" else (0, 0, 3)
-        return tuple(dataset.shape)
 
 
 @contextmanager
@@ -189,70 +100,7 @@ def _target(source: Path, path: Path, *, overwrite: bool) -> Path:
     return check_output(path, overwrite=overwrite)
 
 
-def _commits(path: Path, dataset: h5py.Dataset, *, is_live: bool) -> NDArray[np.void]:
-    """The commits that can be read, from the first one."""
-    if is_live:
-        dataset.id.refresh()
-    step, blocks = dataset.chunks[0] if dataset.chunks else max(1, len(dataset)), []
-    for begin in range(0, len(dataset), step):
-        try:
-            block = dataset[begin : begin + step]
-        except DAMAGE:
-            break
-        # A crash may have lengthened the table for a commit that was never written.
-        is_written = block["epoch"] == np.arange(begin, begin + len(block))
-        blocks.append(block[: len(block) if is_written.all() else int(np.argmin(is_written))])
-        if not is_written.all():
-            break
-    commits = np.concatenate(blocks) if blocks else np.zeros(0, dataset.dtype)
-    if not len(commits):
-        raise TraceFormatError(f"{path}: damaged: no commit can be read, so nothing can be recovered")
-    return commits
-
-
-def _entries(name: str, header: Header, scales: int) -> int:
-    """Length that an essential table has when so many scales are done, along the axis that grows."""
-    return {"steps": scales * header.num_layers, "bits": header.scales.offsets[scales]}.get(name, scales)
-
-
-def _whole_scales(file: h5py.File, header: Header, done: int, *, is_live: bool) -> tuple[int, list[str]]:
-    """(how many scales are whole in every essential table, from the first; why no more)"""
-    whole, lost = done, []
-    for name in ESSENTIAL:
-        try:
-            dataset = root_table(file, name, {})
-            if is_live:
-                dataset.id.refresh()
-            axis = TABLES[name].axes.index("token") if name == "bits" else 0
-            readable, reason = copying.readable_length(dataset, _entries(name, header, done), axis=axis)
-        except DAMAGE as error:
-            readable, reason = 0, first_line(error)
-        if reason:
-            lost.append(f"{name}: all after the first {readable} ({reason})")
-            whole = max(scale for scale in range(whole + 1) if _entries(name, header, scale) <= readable)
-    matching = _matching_scales(file, header, whole)
-    if matching < whole:
-        lost.append(f"scales: all after the first {matching} (their tokens and steps are not what scale_summary says)")
-    return matching, lost
-
-
-def _matching_scales(file: h5py.File, header: Header, done: int) -> int:
-    """How many scales, from the first, hold what their summary says: a block that a disk lost reads as zeros."""
-    try:
-        # Refreshed already, where the trace is live.
-        steps, kept, read, stored = (
-            root_table(file, name, {}) for name in ("steps", "kept_tokens", "read_tokens", "scale_summary")
-        )
-        for scale in range(done):
-            own = steps[scale * header.num_layers : (scale + 1) * header.num_layers]
-            if summary_row(own, kept[scale], read[scale]).tobytes() != stored[scale].tobytes():
-                return scale
-    except DAMAGE:
-        return done  # a trace without summaries, or one that lost them: that alone costs no scale
-    return done
-
-
-def _write(remains: _Remains, path: Path, target: Path, *, overwrite: bool) -> Recovered:
+def _write(remains: Remains, path: Path, target: Path, *, overwrite: bool) -> Recovered:
     """Write the new trace beside its name, and then give it that."""
     descriptor, part = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
     try:
@@ -271,7 +119,7 @@ def _write(remains: _Remains, path: Path, target: Path, *, overwrite: bool) -> R
     return recovered
 
 
-def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
+def _fill(remains: Remains, made: h5py.File, path: Path) -> Recovered:
     lost = list(remains.lost)
     copying.copy_attributes(remains.file, made)
     made.attrs.pop("control_socket", None)
@@ -298,7 +146,7 @@ def _fill(remains: _Remains, made: h5py.File, path: Path) -> Recovered:
     )
 
 
-def _copied(remains: _Remains, made: h5py.File, name: str) -> list[str]:
+def _copied(remains: Remains, made: h5py.File, name: str) -> list[str]:
     """Copy one table; what of it is lost."""
     try:
         dataset = remains.dataset(name)
@@ -327,7 +175,7 @@ def _sum_up(made: h5py.File) -> None:
             made["scale_summary"][scale] = summary_row(own, kept[scale], read[scale])
 
 
-def _end(remains: _Remains, lost: list[str]) -> tuple[Status, str]:
+def _end(remains: Remains, lost: list[str]) -> tuple[Status, str]:
     """How the new trace says that its run ended."""
     name, by = remains.path.name, f"kvscope {kvscope.__version__}"
     reached = f"after {scales_text(remains.scales, remains.header.scales.num_scales)}"
@@ -343,7 +191,7 @@ def _end(remains: _Remains, lost: list[str]) -> tuple[Status, str]:
     return remains.end_status, f"{said}; {recovered}" if said else recovered
 
 
-def _add_line(made: h5py.File, remains: _Remains, message: str) -> None:
+def _add_line(made: h5py.File, remains: Remains, message: str) -> None:
     """Say in the log, too, where the trace comes from: at the time of its last commit, as its clock has stopped."""
     if "log" in made and message:
         log = made["log"]
@@ -353,7 +201,7 @@ def _add_line(made: h5py.File, remains: _Remains, message: str) -> None:
         log[-1:] = row
 
 
-def _write_commits(made: h5py.File, remains: _Remains, status: Status, message: str) -> None:
+def _write_commits(made: h5py.File, remains: Remains, status: Status, message: str) -> None:
     """The commits of the source as far as they hold, and the one that ends the new trace."""
     commits = remains.commits
     if not remains.is_whole or commits["status"][-1] == Status.RUNNING:
@@ -373,7 +221,7 @@ def _write_commits(made: h5py.File, remains: _Remains, status: Status, message: 
     made["commit"][...] = commits
 
 
-def _reserve(descriptor: int, remains: _Remains) -> None:
+def _reserve(descriptor: int, remains: Remains) -> None:
     """See that the new file may grow as long as it can become: HDF5 does not survive a full disk."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(descriptor, 0, 2 * remains.path.stat().st_size + _ROOM_BYTES)
