@@ -14,7 +14,7 @@ import numpy as np
 
 from kvscope.creation import LIBVER, NO_VALUES
 from kvscope.format import AXES, TABLES
-from kvscope.layout import axis_name, datasets_of, is_scale
+from kvscope.layout import address_of, attached_axes, datasets_of, is_scale
 from kvscope.opening import DAMAGE, check_size, first_line, is_plain
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
@@ -73,8 +73,10 @@ def copy_table(source: h5py.Dataset, target: h5py.File, shape: tuple[int, ...]) 
 
 def axes_of(name: str, dataset: h5py.Dataset) -> tuple[str, ...]:
     """Names of a table's axes: those of the format, or of a table that it does not know, those attached."""
-    table = TABLES.get(name)
-    return table.axes if table else tuple(axis_name(dataset, index) for index in range(dataset.ndim))
+    if name in TABLES:
+        return TABLES[name].axes
+    attached, address = attached_axes(dataset.file), address_of(dataset)
+    return tuple(attached.get((address, index), "") for index in range(dataset.ndim))
 
 
 def readable_length(dataset: h5py.Dataset, count: int, *, axis: int = 0) -> tuple[int, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvscope.analysis import RecorderCost, summarize
-from kvscope.layout import TableLayout, read_layouts, type_text
+from kvscope.layout import TableLayout, type_text
 from kvscope.report import _table
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable, scales_text, seconds_text
 
@@ -121,7 +121,7 @@ def describe(trace: Trace) -> TraceInfo:
         gpu_unavailable=trace.gpu_unavailable,
         versions=header.versions,
         recorder=summarize(trace).recorder,
-        tables=tuple(TableInfo.of(layout) for layout in read_layouts(trace.file).values()),
+        tables=tuple(TableInfo.of(layout) for layout in trace.layouts().values()),
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _MOST_VALUES = 1 << 16
 """An axis with values is never longer."""
+_MOST_REFERENCES_BYTES = 1 << 16
 _FILTERS = {h5py.h5z.FILTER_DEFLATE: "gzip", h5py.h5z.FILTER_SHUFFLE: "shuffle", h5py.h5z.FILTER_LZF: "lzf"}
 
 
@@ -52,11 +53,11 @@ class TableLayout:
 
 def read_layouts(file: h5py.File) -> dict[str, TableLayout]:
     """Every table at the root of a trace that may be read, by name, in the order of the file."""
-    layouts = {}
+    layouts, attached = {}, attached_axes(file)
     for name, dataset in datasets_of(file):
         if name not in AXES:
             with contextlib.suppress(*DAMAGE):
-                layouts[name] = layout_of(name, dataset)
+                layouts[name] = layout_of(name, dataset, attached)
     return layouts
 
 
@@ -69,12 +70,13 @@ def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
             continue
 
 
-def layout_of(name: str, dataset: h5py.Dataset) -> TableLayout:
+def layout_of(name: str, dataset: h5py.Dataset, attached: Mapping[tuple[int, int], str]) -> TableLayout:
+    """`attached`: as attached_axes gives it."""
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
     return TableLayout(
         name=name,
-        axes=tuple(axis_name(dataset, index) for index in range(dataset.ndim)),
+        axes=tuple(attached.get((address_of(dataset), index), "") for index in range(dataset.ndim)),
         shape=dataset.shape,
         dtype=dataset.dtype,
         filters=tuple(_FILTERS.get(code, title.decode(errors="replace")) for code, _, _, title in filters),
@@ -99,7 +101,7 @@ def header_findings(attributes: h5py.AttributeManager) -> Iterator[Finding]:
                 yield Finding(f"header key {key.name}", "absent", key.kind)
             continue
         stored = attributes.get_id(key.name)
-        is_text = h5py.check_string_dtype(stored.dtype) is not None and stored.shape == ()
+        is_text = is_plain(stored) and h5py.check_string_dtype(stored.dtype) is not None
         is_integer = stored.dtype.kind in "iu" and stored.shape == ()
         if not (is_text if key.kind == "text" else is_integer):
             yield Finding(f"header key {key.name}", f"{stored.dtype} of shape {list(stored.shape)}", f"one {key.kind}")
@@ -149,31 +151,50 @@ def table_findings(layouts: Mapping[str, TableLayout], header: Header) -> Iterat
         yield from _words_findings(table, layout)
 
 
-def axis_name(dataset: h5py.Dataset, index: int) -> str:
-    """Name of the dimension scale attached to an axis; empty: none, or none that can be followed."""
-    # Not h5py's `dims`: HDF5 crashes there if the attribute is of another type than it expects.
-    try:
-        attribute = dataset.attrs.get_id("DIMENSION_LIST")
-        kind = attribute.get_type()
-        if not isinstance(kind, h5py.h5t.TypeVlenID) or attribute.shape != (dataset.ndim,):
-            return ""
-        if not isinstance(kind.get_super(), h5py.h5t.TypeReferenceID):
-            return ""
-        scales = dataset.attrs["DIMENSION_LIST"][index]
-        return str(dataset.file[scales[0]].name).lstrip("/") if len(scales) else ""
-    except DAMAGE:
-        return ""
+def attached_axes(file: h5py.File) -> dict[tuple[int, int], str]:
+    """(address of a table, index of its axis) → name of the dimension scale attached there.
+
+    As the scales tell it. What tables say of it themselves (DIMENSION_LIST, which h5py's `dims` reads) is kept where
+    HDF5 has no checksums: it hangs, or crashes, if that is damaged.
+    """
+    attached = {}
+    for name, scale in datasets_of(file):
+        if is_scale(scale):
+            for address, index in _references(scale):
+                attached[address, index] = name
+    return attached
+
+
+def address_of(dataset: h5py.Dataset) -> int:
+    """Where in the file a dataset is: what makes two handles the same."""
+    return int(h5py.h5o.get_info(dataset.id).addr)
 
 
 def is_scale(dataset: h5py.Dataset) -> bool:
     """Whether a dataset is a dimension scale."""
-    # Not h5py's `is_scale`, for the same reason.
+    # Not h5py's `is_scale`: HDF5 crashes there if the attribute is of another type than it expects.
     return _text(dataset.attrs, "CLASS") == "DIMENSION_SCALE"
 
 
 def type_text(dtype: np.dtype[np.generic]) -> str:
     """A type in a few letters: `u2`, or `rows of 8 columns`."""
     return f"rows of {len(dtype.names)} columns" if dtype.names else dtype.str.lstrip("<|")
+
+
+def _references(scale: h5py.Dataset) -> list[tuple[int, int]]:
+    """(address, axis) of every table that a dimension scale says it is attached to."""
+    try:
+        attribute = scale.attrs.get_id("REFERENCE_LIST")
+        kind = attribute.dtype
+        if kind.names is None or len(kind.names) != 2 or attribute.get_storage_size() > _MOST_REFERENCES_BYTES:
+            return []
+        if h5py.check_ref_dtype(kind[0]) is not h5py.Reference or kind[1].kind not in "iu":
+            return []
+        rows = scale.attrs["REFERENCE_LIST"]
+        objects = [(h5py.h5r.dereference(reference, scale.file.id), int(index)) for reference, index in rows]
+        return [(int(h5py.h5o.get_info(found).addr), index) for found, index in objects]
+    except DAMAGE:
+        return []
 
 
 def _expected_tables(header: Header) -> Iterator[Table]:

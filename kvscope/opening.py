@@ -161,10 +161,16 @@ def last_commit(path: Path, dataset: h5py.Dataset) -> np.void:
 
 
 def is_plain(attribute: h5py.h5a.AttrID) -> bool:
-    """Whether an attribute is one text or one integer, and not too long to read."""
+    """Whether an attribute is one text or one integer, stored where it stands, and not too long to read.
+
+    Texts of variable length are stored where HDF5 has no checksums: it hangs, or crashes, if that is damaged.
+    """
     if attribute.shape != () or attribute.get_storage_size() > MOST_ATTRIBUTE_BYTES:
         return False
-    return isinstance(attribute.get_type(), h5py.h5t.TypeStringID | h5py.h5t.TypeIntegerID)
+    kind = attribute.get_type()
+    if isinstance(kind, h5py.h5t.TypeStringID):
+        return not kind.is_variable_str()
+    return isinstance(kind, h5py.h5t.TypeIntegerID)
 
 
 def check_size(name: str, num_bytes: int, file_bytes: int) -> None:

@@ -23,6 +23,7 @@ from kvscope import liveness, maps
 from kvscope.errors import TraceError, TraceFormatError, UsageError
 from kvscope.format import RECORDING_STOPPED, TABLES, Reason, Status, decode_text
 from kvscope.header import read_header, text_of
+from kvscope.layout import TableLayout, read_layouts
 from kvscope.opening import (
     DAMAGE,
     axis_lengths,
@@ -88,6 +89,11 @@ class Trace:
     def file(self) -> h5py.File:
         """The HDF5 file itself, for what is asked of its structure; nothing in it has been checked."""
         return self._file
+
+    def layouts(self) -> dict[str, TableLayout]:
+        """Every table that the file holds, as it describes it."""
+        with self._reading():
+            return read_layouts(self._file)
 
     @property
     def status(self) -> TraceStatus:

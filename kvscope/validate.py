@@ -343,7 +343,7 @@ def _commits(trace: Trace) -> Iterator[Finding]:
 
 
 def _lengths(trace: Trace) -> Iterator[Finding]:
-    last, layouts = trace.commits[-1], layout.read_layouts(trace.file)
+    last, layouts = trace.commits[-1], trace.layouts()
     for name, table in TABLES.items():
         if table.fixed or name in ("commit", "preview") or name not in layouts:
             continue
