@@ -180,10 +180,10 @@ class PruningSchedule:
             raise ScheduleError(f"the schedule lacks {', '.join(sorted(missing))}; plan it again")
         return cls(
             drop_step=_as_steps(record["drop_step"]),
-            model=str(record["model"]),
+            model=_name(record["model"], "model"),
             scales=ScaleSchedule.from_json(record["scales"]),
             sink_scales=_integer(record["sink_scales"], "sink_scales"),
-            policy=str(record["policy"]),
+            policy=_name(record["policy"], "policy"),
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
         )
@@ -356,6 +356,12 @@ def _as_steps(given: ArrayLike) -> NDArray[np.int16]:
 def _integer(value: Any, name: str) -> int:  # Any: whatever a file held
     if type(value) is not int:
         raise ScheduleError(f"{name} is {value!r}; expected a whole number")
+    return value
+
+
+def _name(value: Any, name: str) -> str:  # Any: whatever a file held
+    if not isinstance(value, str) or not value.isprintable():
+        raise ScheduleError(f"{name} is {value!r:.60}; expected a name")
     return value
 
 

@@ -22,6 +22,7 @@ from kvscope.format import FORMAT, HEADER, TABLES, VERSION, Table
 from kvscope.header import optional_text, text_of
 from kvscope.job import MAP_KINDS
 from kvscope.maps import MAP_CELLS
+from kvscope.units import printable
 
 if TYPE_CHECKING:
     from kvscope.header import Header
@@ -81,7 +82,7 @@ def check_version(path: Path, file: h5py.File) -> None:
     major, _, _ = version.partition(".")
     if major != str(VERSION[0]):
         raise TraceVersionError(
-            f"{path}: format version {version[:20]}, this kvscope reads {VERSION[0]}.x; upgrade kvscope"
+            f"{path}: format version {printable(version[:20])}, this kvscope reads {VERSION[0]}.x; upgrade kvscope"
         )
 
 
