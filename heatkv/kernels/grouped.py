@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heatkv.kernels.mass import key_mass, scale_mass
+from heatkv.kernels.mass import key_mass, scale_mass, whole_key_mass
 from heatkv.visible import Visible, gathered
 
 GATHER_BYTES = 32 << 20
@@ -86,11 +86,12 @@ class _Call:
         Without `maps` only stored keys are looked at: the current scale gets what the others leave.
         """
         out, lse = _flash(self.q, self.keys, self.values)
-        if self.q.shape[2] <= _FEW_QUERIES:
-            lse = (self.q.float() @ self.keys.float().transpose(-1, -2)).logsumexp(-1)
         num_stored = sum(self.stored)
         num_seen = self.keys.shape[2] if maps else num_stored
-        masses = key_mass(self.q[:rows], self.keys[:rows, :, :num_seen], lse[:rows])
+        if self.q.shape[2] <= _FEW_QUERIES:
+            masses = whole_key_mass(self.q[:rows], self.keys[:rows])[:, :, :num_seen]
+        else:
+            masses = key_mass(self.q[:rows], self.keys[:rows, :, :num_seen], lse[:rows])
         stored = scale_mass(masses[:, :, :num_stored], self.stored)
         return out, torch.cat((stored, 1 - stored.sum(-1, keepdim=True)), dim=-1), masses
 

@@ -37,10 +37,15 @@ def key_mass(q: Tensor, keys: Tensor, lse: Tensor) -> Tensor:
                 columns = keys[row, these].float().transpose(-1, -2)
                 for first in range(0, num_queries, block):
                     part = slice(first, first + block)
-                    minus_lse = lse[row, these, part, None]
-                    scores = torch.baddbmm(minus_lse, q[row, these, part].float(), columns, beta=-1)
-                    mass[row, these] += scores.exp_().sum(1)
+                    scores = q[row, these, part].float() @ columns
+                    mass[row, these] += scores.sub_(lse[row, these, part, None]).exp_().sum(1)
     return mass / num_queries
+
+
+def whole_key_mass(q: Tensor, keys: Tensor) -> Tensor:
+    """The same for keys that are all that the queries see, and few enough to look at all at once."""
+    with exact_products(q):
+        return (q.float() @ keys.float().transpose(-1, -2)).softmax(-1).mean(2)
 
 
 def scale_mass(masses: Tensor, tokens: Sequence[int]) -> Tensor:
