@@ -389,7 +389,15 @@ def _run_job(args: argparse.Namespace, job: Job, out: Path) -> Made:
 
     progress = ProgressProbe()
     try:
-        return run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=progress)
+        return run_job(
+            job,
+            out,
+            overwrite=args.overwrite,
+            threads=args.threads,
+            narrate=narrate,
+            progress=progress,
+            trace_filter=getattr(args, "trace_filter", "gzip"),  # demo has no such option
+        )
     except BaseException:
         progress.abandon()
         raise

@@ -65,6 +65,12 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     add("--fast-capture", action="store_true", help="measure faster; the image may then change by rounding")
     add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
     add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
+    add(
+        "--trace-filter",
+        default="gzip",
+        metavar="F",
+        help="how the trace is compressed: gzip, none, or bitshuffle-lz4 with hdf5plugin (default: %(default)s)",
+    )
     add("--open", action="store_true", help="watch the run on the screen while it is recorded")
 
 

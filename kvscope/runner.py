@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from heatkv.bundled import bundled_weights
 from heatkv.probe import Capture
 from kvscope.errors import TraceError, UsageError
+from kvscope.filters import filter_named
 from kvscope.job import Job
 from kvscope.nvml import GpuSampler
 from kvscope.plan import plan_job
@@ -53,6 +54,8 @@ class Made:
     failed: str | None
     """Why the trace ends early; None: it does not."""
 
+    misplaced: str | None
+    """Why the trace is not where it should be; None: it is, as far as its recorder knows."""
     run_id: str
 
     def is_ours(self) -> bool:
@@ -65,6 +68,8 @@ class Made:
 
     def problem(self) -> str | None:
         """What is wrong with the trace, as one line; None: nothing."""
+        if self.misplaced is not None:
+            return f"{self.trace}: the image was made, but {self.misplaced}"
         if not self.trace.exists():
             return f"{self.trace}: the image was made, but the trace was moved or deleted during the run"
         if not self.is_ours():
@@ -80,13 +85,16 @@ def run_job(
     threads: int | None = None,
     narrate: Narrate = lambda _: None,
     progress: Probe | None = None,
+    trace_filter: str = "gzip",
 ) -> Made:
     """Run a job and record it.
 
     Ctrl-C closes the trace as cancelled, any error closes it as failed; both are passed on. If the trace can no
     longer be written the image is still made; `Made.problem` says why. `threads`: of the CPU, None is torch's choice.
+    `trace_filter`: one of kvscope.filters.FILTERS.
     """
     check_output(out, overwrite=overwrite)
+    filter_named(trace_filter)
     plan = plan_job(job)
     forced = _parent_bits(job)
     pipeline = load_pipeline(job, plan.config, narrate, threads=threads)
@@ -98,6 +106,8 @@ def run_job(
         sampler=sampler,
         preview=_preview(pipeline),
         parent_run_id=forced.run_id,
+        filter=trace_filter,
+        narrate=narrate,
     )
     with recorder:
         generation = pipeline.generate(
@@ -115,7 +125,7 @@ def run_job(
         assert generation.image is not None  # a pipeline always has a VAE
         image = generation.image[0].cpu().numpy()
         recorder.image_done(image)
-    return Made(out, image, recorder.failed, recorder.run_id)
+    return Made(out, image, recorder.failed, recorder.file.misplaced, recorder.run_id)
 
 
 def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate, *, threads: int | None = None) -> Pipeline:
