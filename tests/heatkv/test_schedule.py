@@ -320,3 +320,17 @@ class TestBudget:
     def test_a_budget_that_is_no_fraction_is_refused(self, budget: float | None) -> None:
         with pytest.raises(BudgetError, match=r"expected a fraction of history, 0\.00326849 \(0\.326849 %\) to 1"):
             check_budget(budget, self.ONE_M, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("model", "a\nb"), ("model", 5), ("policy", "\x1b[2J"), ("version", "1\n"), ("version", "x" * 1000)],
+)
+def test_a_name_in_a_file_is_one_line_or_refused_in_one(key: str, value: object) -> None:
+    record = _schedule().to_json() | {key: value}
+
+    with pytest.raises(ScheduleError) as caught:
+        PruningSchedule.from_json(record)
+
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 200

@@ -55,3 +55,28 @@ def test_a_job_says_what_its_run_measures_and_its_trace_holds() -> None:
 def test_a_job_that_makes_no_sense_is_refused(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Job.from_json(JOB.to_json() | changes)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("prompt", 5),
+        ("model", None),
+        ("seed", 1.5),
+        ("seed", True),
+        ("budget", "0.2"),
+        ("cfg", 1 << 70),
+        ("schedule", 1.5),
+        ("orders", ["a.json"]),
+        ("attention_mass", 1),
+        ("attention_map", [[]]),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_one_line(key: str, value: object) -> None:
+    with pytest.raises(UsageError) as caught:
+        Job.from_json(JOB.to_json() | {key: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_is_a_number() -> None:
+    assert Job.from_json(JOB.to_json() | {"cfg": 4, "budget": 1}) == replace(JOB, cfg=4.0, budget=1.0)

@@ -49,3 +49,11 @@ def test_a_crashed_file_opens_repaired_and_is_not_touched(crashed_trace: Path) -
         assert file["commit"][-1]["scales_done"] == 3
 
     assert crashed_trace.read_bytes() == before
+
+
+@pytest.mark.parametrize("position", [1 << 20, (1 << 64) - 8, -5])
+def test_past_the_end_of_a_crashed_file_there_is_nothing(crashed_trace: Path, position: int) -> None:
+    with superblock.RepairedFile(crashed_trace) as file:
+        file.seek(crashed_trace.stat().st_size + position if position > 0 else position)
+
+        assert file.readinto(bytearray(8)) == 0
