@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from kvscope.creation import LIBVER, NO_VALUES
-from kvscope.format import AXES, TABLES
-from kvscope.layout import address_of, attached_axes, datasets_of, is_scale
+from kvscope.format import AXES
+from kvscope.layout import datasets_of, is_scale
 from kvscope.opening import DAMAGE, check_size, first_line, is_plain
 
 _OF_HDF5 = ("CLASS", "NAME", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Dimid", "_Netcdf4Coordinates")
@@ -49,7 +49,7 @@ def copy_axes(source: h5py.File, target: h5py.File, *, scales_done: int) -> None
             copy_attributes(axis, made)
 
 
-def copy_table(source: h5py.Dataset, target: h5py.File, shape: tuple[int, ...]) -> str | None:
+def copy_table(source: h5py.Dataset, target: h5py.File, shape: tuple[int, ...], axes: tuple[str, ...]) -> str | None:
     """Copy a table up to this shape. Returns what could not be read, in words; None: nothing."""
     name, is_compressed = source.name.lstrip("/"), source.id.get_create_plist().get_nfilters() > 0
     made = target.create_dataset(
@@ -64,19 +64,11 @@ def copy_table(source: h5py.Dataset, target: h5py.File, shape: tuple[int, ...]) 
         compression_opts=1 if is_compressed else None,
         shuffle=is_compressed,
     )
-    for index, axis in enumerate(axes_of(name, source)):
+    for index, axis in enumerate(axes):
         if axis in target:
             made.dims[index].attach_scale(target[axis])
     copy_attributes(source, made)
     return _copy_values(name, source, made)
-
-
-def axes_of(name: str, dataset: h5py.Dataset) -> tuple[str, ...]:
-    """Names of a table's axes: those of the format, or of a table that it does not know, those attached."""
-    if name in TABLES:
-        return TABLES[name].axes
-    attached, address = attached_axes(dataset.file), address_of(dataset)
-    return tuple(attached.get((address, index), "") for index in range(dataset.ndim))
 
 
 def readable_length(dataset: h5py.Dataset, count: int, *, axis: int = 0) -> tuple[int, str]:

@@ -21,6 +21,7 @@ from kvscope.opening import DAMAGE, axis_lengths, first_line, is_plain, root_dat
 if TYPE_CHECKING:
     from kvscope.header import Header
 
+_MOST_OBJECTS = 1 << 10
 _MOST_VALUES = 1 << 16
 """An axis with values is never longer."""
 _MOST_REFERENCES_BYTES = 1 << 16
@@ -62,7 +63,9 @@ def read_layouts(file: h5py.File) -> dict[str, TableLayout]:
 
 
 def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
-    """Every dataset at the root that may be read, axes included."""
+    """Every dataset at the root that may be read, axes included. Raises ValueError if there is too much there."""
+    if len(file) > _MOST_OBJECTS:
+        raise ValueError(f"{len(file):,} tables and groups, more than {_MOST_OBJECTS:,}")
     for name in file:
         try:
             yield name, root_dataset(file, name)

@@ -22,7 +22,7 @@ from heatkv.errors import HeatKVError
 from heatkv.files import exists_text, place
 from kvscope import copying, liveness
 from kvscope.errors import KVScopeError, OutputError, TraceError, TraceFormatError
-from kvscope.format import COUNTED, LEVELS, Status, decode_text, text_field
+from kvscope.format import COUNTED, LEVELS, TABLES, Status, decode_text, text_field
 from kvscope.layout import datasets_of
 from kvscope.opening import DAMAGE, first_line, open_file, open_remains
 from kvscope.remains import ESSENTIAL, Remains
@@ -159,7 +159,7 @@ def _copied(remains: Remains, made: h5py.File, name: str) -> list[str]:
                 count = 0 if name == "image" else count
                 lost = [f"{name}: all after the first {count} rows ({reason})"]
                 shape = (count, *shape[1:])
-        problem = copying.copy_table(dataset, made, shape)
+        problem = copying.copy_table(dataset, made, shape, remains.axes(name, dataset))
     except DAMAGE as error:
         made.pop(name, None)
         return [f"{name}: all of it ({first_line(error)})"]
@@ -215,7 +215,7 @@ def _write_commits(made: h5py.File, remains: Remains, status: Status, message: s
         commits[f"{name}_rows"] = np.minimum(commits[f"{name}_rows"], length)
         commits[f"{name}_rows"][-1] = length
     commits["status"][-1], commits["message"][-1] = status, text_field(message)
-    lost = copying.copy_table(remains.dataset("commit"), made, (0,))
+    lost = copying.copy_table(remains.dataset("commit"), made, (0,), TABLES["commit"].axes)
     assert lost is None, "nothing was read"
     made["commit"].resize(commits.shape)
     made["commit"][...] = commits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from kvscope import copying
 from kvscope.errors import TraceFormatError
 from kvscope.format import TABLES, Status
 from kvscope.header import read_header
+from kvscope.layout import address_of, attached_axes
 from kvscope.opening import (
     DAMAGE,
     axis_lengths,
@@ -48,6 +50,8 @@ class Remains:
     is_live: bool
     lost: list[str]
     """What essential tables lack."""
+    attached: Mapping[tuple[int, int], str]
+    """As layout.attached_axes gives it."""
 
     @classmethod
     def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> Remains:
@@ -62,7 +66,7 @@ class Remains:
         scales, lost = _whole_scales(file, header, done, is_live=is_live)
         if done and not scales:
             raise TraceFormatError(f"{path}: nothing can be recovered ({'; '.join(lost)}); record it again")
-        return cls(path, file, header, commits, scales, is_live, lost)
+        return cls(path, file, header, commits, scales, is_live, lost, attached_axes(file))
 
     @property
     def last(self) -> np.void:
@@ -86,9 +90,16 @@ class Remains:
             dataset.id.refresh()
         return dataset
 
+    def axes(self, name: str, dataset: h5py.Dataset) -> tuple[str, ...]:
+        """Names of a table's axes: those of the format, or of a table that it does not know, those attached."""
+        if name in TABLES:
+            return TABLES[name].axes
+        address = address_of(dataset)
+        return tuple(self.attached.get((address, index), "") for index in range(dataset.ndim))
+
     def shape(self, name: str, dataset: h5py.Dataset) -> tuple[int, ...]:
         """How much of a table is committed."""
-        axes, columns = copying.axes_of(name, dataset), self.commits.dtype.names or ()
+        axes, columns = self.axes(name, dataset), self.commits.dtype.names or ()
         rest = tuple(dataset.shape[1:])
         if axes[0] == "query_scale":
             has_none = name == "preview" and not self.last["previews"]
