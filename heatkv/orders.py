@@ -215,8 +215,7 @@ def _check_duplicates(slots: NDArray[np.int32], config: ModelConfig, first_sourc
 
 def _other_model(num_layers: Any, num_heads: Any, config: ModelConfig) -> str:  # Any: metadata may hold anything
     known = [model.name for model in MODELS.values() if (model.num_layers, model.num_heads) == (num_layers, num_heads)]
-    made_for = (
-        f"{known[0]} ({num_layers} layers, {num_heads} heads)" if known else f"{num_layers} layers, {num_heads} heads"
-    )
+    made_for = f"{num_layers!r:.20} layers, {num_heads!r:.20} heads"
+    made_for = f"{known[0]} ({made_for})" if known else made_for
     expected = f"{config.name} ({config.num_layers} layers, {config.num_heads} heads)"
     return f"the orders are for {made_for}, the run is {expected}; give the orders of this model"
