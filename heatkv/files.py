@@ -115,6 +115,8 @@ def read_text(path: Path, *, expected: str, error: type[HeatKVError]) -> str:
         raise error(f"{path}: cannot be read ({failure.strerror}); expected {expected}") from None
     except UnicodeDecodeError as failure:
         raise error(f"{path}: not text (byte {failure.start} is not UTF-8); expected {expected}") from None
+    except ValueError:  # a zero, or half a character
+        raise error(f"{str(path)!r}: not a name that a file can have; expected {expected}") from None
     raise error(f"{path}: not a regular file; expected {expected}")
 
 

@@ -228,7 +228,7 @@ def is_calibration(path: Path) -> bool:
             return False
         with h5py.File(path, "r") as file:
             return bool(file.attrs.get("format") == FORMAT)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: no name that a file can have
         return False
 
 

@@ -200,6 +200,8 @@ def _beginning_of(path: Path) -> tuple[bytes, bool]:
         raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
     except OSError as error:
         raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError:  # a zero, or half a character
+        raise TraceError(f"{str(path)!r}: not a name that a file can have") from None
     if not beginning.startswith(superblock.SIGNATURE):
         raise TraceFormatError(f"{path}: not an HDF5 file; expected a trace made by `kvscope run`")
     return beginning, held

@@ -191,7 +191,9 @@ def _other_shape(file: h5py.File, chance: random.Random) -> None:
 
 def _grown(file: h5py.File, chance: random.Random) -> None:
     name = chance.choice([name for name in TABLES if file[name].maxshape[0] is None])
-    file[name].resize(chance.choice((0, 1, 100, *_HUGE)), axis=0)
+    new = chance.choice((0, 1, 100, *_HUGE))
+    if file[name].shape[0] < _HUGE[0]:  # HDF5 takes for ever to shorten what is longer
+        file[name].resize(new, axis=0)
 
 
 def _cells(file: h5py.File, chance: random.Random) -> None:
