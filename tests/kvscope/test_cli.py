@@ -380,7 +380,7 @@ def test_a_trace_moved_during_the_run_is_told(tmp_path: Path) -> None:
 
     assert run.returncode == 6
     assert said.splitlines()[-1].startswith("kvscope: error: ")
-    assert "moved or deleted" in said.splitlines()[-1]
+    assert "moved during the run" in said.splitlines()[-1]
 
 
 def test_output_to_a_closed_pipe_is_no_error(recorded: Path) -> None:

@@ -119,13 +119,10 @@ HOSTILE = "AAA\x1b]0;PWNED\x07BBB\none\rtwo\u202egnp"
 
 @pytest.fixture
 def hostile_trace(tmp_path: Path, fake_run: ModuleType) -> Path:
-    """A trace from somebody else: its name, prompt, model, policy, log and message would steer a terminal."""
+    """A trace from somebody else: its name, prompt, log and message would steer a terminal."""
     schedule = fake_run.fake_schedule()
-    names = {"model": f"fake{HOSTILE}", "policy": f"heatkv{HOSTILE}"}
-    job = replace(fake_run.fake_job(), prompt=HOSTILE, **names)
-    recorder = Recorder(tmp_path / "evil\x1b[31m\n.h5", job)
-    start = fake_run.fake_start(replace(schedule, **names))
-    recorder.run_started(replace(start, model=names["model"]))
+    recorder = Recorder(tmp_path / "evil\x1b[31m\n.h5", replace(fake_run.fake_job(), prompt=HOSTILE))
+    recorder.run_started(fake_run.fake_start(schedule))
     recorder.log("info", HOSTILE)
     for query_scale in range(2):
         fake_run.run_scale(recorder, schedule, query_scale)
