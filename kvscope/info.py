@@ -26,7 +26,7 @@ class TableInfo:
     dtype: str
     compression: str
     """Filters by name; empty: none."""
-    stored_bytes: int
+    stored_bytes: int | None
     plain_bytes: int
     """The same uncompressed."""
 
@@ -121,7 +121,7 @@ def describe(trace: Trace) -> TraceInfo:
         gpu_unavailable=trace.gpu_unavailable,
         versions=header.versions,
         recorder=summarize(trace).recorder,
-        tables=tuple(TableInfo.of(layout) for layout in trace.layouts().values()),
+        tables=tuple(TableInfo.of(layout) for layout in trace.layouts(sizes=True).values()),
     )
 
 

@@ -38,8 +38,8 @@ class TableLayout:
     shape: tuple[int, ...]
     dtype: np.dtype[np.generic]
     filters: tuple[str, ...]
-    stored_bytes: int
-    """What it takes in the file, after compression."""
+    stored_bytes: int | None
+    """What it takes in the file, after compression; None: it was not asked for."""
     units: str
     long_name: str
 
@@ -52,13 +52,16 @@ class TableLayout:
         return size
 
 
-def read_layouts(file: h5py.File) -> dict[str, TableLayout]:
-    """Every table at the root of a trace that may be read, by name, in the order of the file."""
+def read_layouts(file: h5py.File, *, sizes: bool = False) -> dict[str, TableLayout]:
+    """Every table at the root of a trace that may be read, by name, in the order of the file.
+
+    `sizes`: say also what each takes in the file. HDF5 then walks all chunks, so only who needs it asks.
+    """
     layouts, attached = {}, attached_axes(file)
     for name, dataset in datasets_of(file):
         if name not in AXES:
             with contextlib.suppress(*DAMAGE):
-                layouts[name] = layout_of(name, dataset, attached)
+                layouts[name] = layout_of(name, dataset, attached, sizes=sizes)
     return layouts
 
 
@@ -73,8 +76,8 @@ def datasets_of(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
             continue
 
 
-def layout_of(name: str, dataset: h5py.Dataset, attached: Mapping[tuple[int, int], str]) -> TableLayout:
-    """`attached`: as attached_axes gives it."""
+def layout_of(name: str, dataset: h5py.Dataset, attached: Mapping[tuple[int, int], str], *, sizes: bool) -> TableLayout:
+    """`attached`: as attached_axes gives it; `sizes`: as in read_layouts."""
     properties = dataset.id.get_create_plist()
     filters = [properties.get_filter(index) for index in range(properties.get_nfilters())]
     return TableLayout(
@@ -83,7 +86,7 @@ def layout_of(name: str, dataset: h5py.Dataset, attached: Mapping[tuple[int, int
         shape=dataset.shape,
         dtype=dataset.dtype,
         filters=tuple(_FILTERS.get(code, title.decode(errors="replace")) for code, _, _, title in filters),
-        stored_bytes=dataset.id.get_storage_size(),
+        stored_bytes=dataset.id.get_storage_size() if sizes else None,
         units=_text(dataset.attrs, "units"),
         long_name=_text(dataset.attrs, "long_name"),
     )

@@ -90,10 +90,10 @@ class Trace:
         """The HDF5 file itself, for what is asked of its structure; nothing in it has been checked."""
         return self._file
 
-    def layouts(self) -> dict[str, TableLayout]:
-        """Every table that the file holds, as it describes it."""
+    def layouts(self, *, sizes: bool = False) -> dict[str, TableLayout]:
+        """Every table that the file holds, as it describes it; `sizes`: with what each takes in the file."""
         with self._reading():
-            return read_layouts(self._file)
+            return read_layouts(self._file, sizes=sizes)
 
     @property
     def status(self) -> TraceStatus:

@@ -24,9 +24,9 @@ LIMIT_S = 20.0
 Result = dict[str, Any]  # Any: JSON values, see worker.try_case
 
 
-def fuzz(cases: range, folder: Path) -> Iterator[Result]:
+def fuzz(cases: range, folder: Path, only: str | None = None) -> Iterator[Result]:
     """The result of every case, tried one after another in processes that are replaced when they die or hang."""
-    worker = _Worker(folder)
+    worker = _Worker(folder, only)
     for number in cases:
         begin = time.monotonic()
         result = worker.try_case(number)
@@ -34,14 +34,22 @@ def fuzz(cases: range, folder: Path) -> Iterator[Result]:
             code = worker.end()
             how = f"hung for {LIMIT_S:g} s" if time.monotonic() - begin >= LIMIT_S else f"crashed with {code}"
             result |= {"case": number, "outcome": "bug", "said": [how]}
-            worker = _Worker(folder)
+            worker = _Worker(folder, only)
         yield result
     worker.end()
 
 
 class _Worker:
-    def __init__(self, folder: Path) -> None:
-        command = [sys.executable, "-X", "faulthandler", "-m", "tests.fuzz.worker", str(folder)]
+    def __init__(self, folder: Path, only: str | None) -> None:
+        command = [
+            sys.executable,
+            "-X",
+            "faulthandler",
+            "-m",
+            "tests.fuzz.worker",
+            str(folder),
+            *([only] if only else []),
+        ]
         self._process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0
         )
@@ -76,6 +84,9 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--case", type=int, help="try this one in this process")
+    parser.add_argument(
+        "--only", help="a kind of damage to traces, as 'forged checksums', which is not tried otherwise"
+    )
     options = parser.parse_args()
     from tests.fuzz.bases import make_bases
 
@@ -83,16 +94,16 @@ def main() -> int:
         folder = Path(name)
         make_bases(folder)
         if options.case is not None:
-            return _try_here(options.case, folder)
-        return _report(fuzz(range(options.first, options.first + options.cases), folder))
+            return _try_here(options.case, folder, options.only)
+        return _report(fuzz(range(options.first, options.first + options.cases), folder, options.only))
 
 
-def _try_here(number: int, folder: Path) -> int:
+def _try_here(number: int, folder: Path, only: str | None) -> int:
     from tests.fuzz.worker import try_case
 
     bases = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     with tempfile.TemporaryDirectory() as place:
-        result = try_case(number, bases, Path(place))
+        result = try_case(number, bases, Path(place), only)
     sys.stdout.write("\n".join([result["kind"], result["outcome"], *result["said"], ""]))
     return int(result["outcome"] == "bug")
 

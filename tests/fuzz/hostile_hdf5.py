@@ -25,9 +25,9 @@ _HUGE = (1 << 20, 1 << 31, 1 << 40, (1 << 62) - 1)
 _NAMES = (*TABLES, *AXES)
 
 
-def write_mutated(source: bytes, path: Path, chance: random.Random) -> str:
-    """Write a damaged copy of a trace to `path`; says what kind of damage it is."""
-    kind = chance.choice(KINDS)
+def write_mutated(source: bytes, path: Path, chance: random.Random, kind: str | None = None) -> str:
+    """Write a damaged copy of a trace to `path`; says what kind of damage it is: the one given, or any of KINDS."""
+    kind = kind or chance.choice(KINDS)
     if kind in BYTE_KINDS:
         path.write_bytes(BYTE_KINDS[kind](source, chance))
         return kind

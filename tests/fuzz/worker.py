@@ -39,22 +39,26 @@ MEMORY_BYTES = 4 << 30
 """What one worker may take: who reads more of a hostile file than that must fail here, not the machine."""
 
 
-def main(folder: Path) -> None:
-    """`folder` holds the files that the cases are made of, see bases.py."""
+def main(folder: Path, only: str | None = None) -> None:
+    """`folder` holds the files that the cases are made of, see bases.py; `only`: traces with this kind of damage."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     warnings.simplefilter("ignore")
     bases = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
     with tempfile.TemporaryDirectory() as place:
         for line in sys.stdin:
-            _tell(try_case(int(line), bases, Path(place), begun=lambda kind: _tell({"kind": kind})))
+            _tell(try_case(int(line), bases, Path(place), only, begun=lambda kind: _tell({"kind": kind})))
 
 
 def try_case(
-    number: int, bases: dict[str, bytes], place: Path, begun: Callable[[str], object] = lambda _: None
+    number: int,
+    bases: dict[str, bytes],
+    place: Path,
+    only: str | None = None,
+    begun: Callable[[str], object] = lambda _: None,
 ) -> dict[str, Any]:  # Any: JSON values
     """How one case went: `kind`, `outcome` (read, refused, bug), and what was said. `begun` hears the kind first."""
     chance = random.Random(number)
-    kind, attempts = make_case(chance, bases, place)
+    kind, attempts = make_case(chance, bases, place, only)
     begun(kind)
     said = []
     for name, attempt in attempts.items():
@@ -70,14 +74,14 @@ def try_case(
 
 
 def make_case(
-    chance: random.Random, bases: dict[str, bytes], place: Path
+    chance: random.Random, bases: dict[str, bytes], place: Path, only: str | None = None
 ) -> tuple[str, dict[str, Callable[[], object]]]:
     """(what kind of case it is, what to try with it)"""
-    match chance.choice(("trace", "trace", "trace", "schedule", "job", "orders")):
+    match "trace" if only else chance.choice(("trace", "trace", "trace", "schedule", "job", "orders")):
         case "trace":
             base = chance.choice([name for name in bases if name.endswith(".h5")])
             path = place / "case.h5"
-            kind = write_mutated(bases[base], path, chance)
+            kind = write_mutated(bases[base], path, chance, only)
             return f"trace: {kind} ({base})", _trace_attempts(path, place / "new.h5")
         case "schedule":
             path = place / "schedule.json"
@@ -161,4 +165,4 @@ def _bug(number: int, kind: str, what: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
