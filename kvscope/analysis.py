@@ -81,6 +81,8 @@ class Summary:
     dtype: str
     rows: int
     perturbed: bool
+    perturbed_by: str | None
+    """What recording changed, in words; None: nothing, or not said."""
     scales_done: int
     num_scales: int
     seconds: float | None
@@ -115,7 +117,9 @@ class Summary:
     """Field → where its number comes from."""
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        return dataclasses.asdict(self)
+        """The same; a field without a number has no tag."""
+        record = dataclasses.asdict(self)
+        return record | {"tags": {name: tag for name, tag in self.tags.items() if record[name] is not None}}
 
 
 _MEASURED = (
@@ -158,6 +162,7 @@ def summarize(trace: Trace) -> Summary:
         dtype=header.dtype,
         rows=header.rows,
         perturbed=header.perturbed,
+        perturbed_by=header.perturbed_by,
         scales_done=trace.scales_done,
         num_scales=header.scales.num_scales,
         seconds=seconds,

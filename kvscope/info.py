@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvscope.analysis import RecorderCost, summarize
 from kvscope.layout import TableLayout, type_text
-from kvscope.report import _table
+from kvscope.report import _table, wrapped
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable, scales_text, seconds_text
 
 if TYPE_CHECKING:
@@ -131,11 +132,12 @@ def info_text(info: TraceInfo) -> str:
         f"{info.trace}: {info.status}, {scales_text(info.scales_done, info.num_scales)}"
         + (f" ({info.message})" if info.message else ""),
         "",
-        *_table([(name, text) for name, text in _facts(info) if text]),
+        *(line for name, text in _facts(info) if text for line in _fact_lines(name, text)),
         "",
-        *_table([("table", "shape", "type", "in the file", "unpacked", "compression"), *map(_row, info.tables)]),
+        *_table([("table", "shape", "of", "in the file", "unpacked"), *map(_row, info.tables)]),
+        f"compression: {', '.join(sorted({table.compression or 'none' for table in info.tables}))}",
         "",
-        _cost_line(info.recorder),
+        *wrapped(_cost_line(info.recorder)),
     ]
     return "\n".join(map(printable, lines))
 
@@ -162,10 +164,15 @@ def _facts(info: TraceInfo) -> list[tuple[str, str]]:
     ]
 
 
+def _fact_lines(name: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        printable(text), 80, initial_indent=f"  {name:12}  ", subsequent_indent=" " * 16, break_on_hyphens=False
+    )
+
+
 def _row(table: TableInfo) -> tuple[str, ...]:
-    axes = ", ".join(f"{axis or '?'} {length}" for axis, length in zip(table.axes, table.shape, strict=True))
-    sizes = bytes_text(table.stored_bytes), bytes_text(table.plain_bytes)
-    return (table.name, f"[{axes}]", table.dtype, *sizes, table.compression)
+    shape = "×".join(map(str, table.shape))
+    return (table.name, shape, table.dtype, bytes_text(table.stored_bytes), bytes_text(table.plain_bytes))
 
 
 def _cost_line(cost: RecorderCost | None) -> str:

@@ -79,8 +79,8 @@ class Job:
             raise UsageError(f"aspect {self.aspect} is not a height / width ratio; expected a number above 0")
         if not 0 < self.tau <= _MOST:
             raise UsageError(f"temperature {self.tau} is not possible; expected above 0 and at most {_MOST:g}")
-        if not abs(self.cfg) <= _MOST:
-            raise UsageError(f"guidance {self.cfg} is not possible; expected a number of at most {_MOST:g}")
+        if not 0 <= self.cfg <= _MOST:
+            raise UsageError(f"guidance {self.cfg} is not possible; expected 0 to {_MOST:g}; 1 is no guidance")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed {self.seed} is not possible; expected 0 to 2^63 - 1")
         if self.dtype not in DTYPE_BYTES:

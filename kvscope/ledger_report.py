@@ -70,7 +70,10 @@ def _sheet_lines(ledger: Ledger, sheet: Sheet) -> list[str]:
     has_run = _has_run(sheet)
     titles = ("predicted", "measured", "difference") if has_run else ("predicted",)
     lines = [_columns(f"The most during {what}, in bytes", titles)]
-    lines += [_columns(f"  {line.entry.name}", [_text(line.predicted), line.predicted.tag]) for line in ledger.defined]
+    for line in ledger.defined:
+        amount = line.predicted
+        cells = [amount.note] if amount.num_bytes is None else [_text(amount), amount.tag]
+        lines.append(_columns(f"  {line.entry.name}", cells))
     lines.append("")
     for index, line in enumerate(sheet.lines):
         sign = " " if not index else "=" if line.entry.is_level else "+"

@@ -154,6 +154,8 @@ def answer_of(sheet: Sheet, full_bytes: int, column: Column) -> Answer | None:
         parts.append(weights)
         name, total_bytes = f"{name}, and weights", total_bytes + (_bytes(weights, column) or 0)
     sizes = [(line.entry.name, size) for line in parts if (size := _bytes(line, column))]
+    taken_off = {-size for _, size in sizes if size < 0}  # as what lies in another memory: not of this total
+    sizes = [(name, size) for name, size in sizes if size not in taken_off and -size not in taken_off]
     saved = full_bytes - stored
     return Answer(
         column=column,

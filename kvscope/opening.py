@@ -210,7 +210,7 @@ def _beginning_of(path: Path) -> tuple[bytes, bool]:
 def _check_length(path: Path, beginning: bytes) -> None:
     """Raises TraceFormatError if a closed file is shorter than it was then. (A live one's length says nothing.)"""
     block, length = superblock.parse(beginning), path.stat().st_size
-    way_out = "`kvscope trace recover` saves what is left"
+    way_out = "`kvscope trace recover` saves what can still be read, if anything can"
     if length < superblock.SIZE:
         raise TraceFormatError(f"{path}: cut short, {length} bytes are left; copy or record it again")
     if block is not None and block.is_closed and length < block.end:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+DEFAULT_DTYPE = "bfloat16"
 DEFAULT_PROMPT = "a red circle left of a blue square on a white background"
 
 
@@ -15,7 +16,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     add("--aspect", type=float, default=1.0, metavar="A", help="height / width, to the nearest template (default: 1.0)")
     add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
     add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
-    add("--dtype", default="bfloat16", metavar="D", help="bfloat16 or float32 (default: %(default)s)")
+    add("--dtype", default=DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
 
 
 def output_options(parser: argparse.ArgumentParser) -> None:

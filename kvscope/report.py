@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable, scales_text, seconds_text
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
 
     from kvscope.analysis import StepPlace, Summary
     from kvscope.plan import PlanSummary
+
+
+_WIDTH = 80
 
 
 def summary_text(summary: Summary) -> str:
@@ -108,12 +112,20 @@ def _machine_lines(summary: Summary) -> Iterable[str]:
     if summary.process_rss_peak_bytes is not None:
         yield f"process memory, peak of samples: {bytes_text(summary.process_rss_peak_bytes)}"
     if summary.perturbed:
-        yield "measuring attention or making previews took time; the cache's bytes are not changed by it"
+        yield f"recording changed the run, but no byte of its cache: {summary.perturbed_by or 'it took time'}"
 
 
 def _lines_text(lines: Iterable[str]) -> str:
-    """The lines as one text; names, messages and reasons in them are foreign, and cannot begin lines of their own."""
-    return "\n".join(map(printable, lines))
+    """The lines as one text, sentences wrapped; what is foreign in them cannot begin lines of its own."""
+    return "\n".join(part for line in lines for part in wrapped(printable(line)))
+
+
+def wrapped(line: str) -> list[str]:
+    """A line of words as lines that fit a terminal; a row of a table, whose columns are two spaces apart, as it is."""
+    indent = line[: len(line) - len(line.lstrip())]
+    if "  " in line.strip() or not line.strip():
+        return [line]
+    return textwrap.wrap(line, _WIDTH, subsequent_indent=f"{indent}  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _at(place: StepPlace | None) -> str:

@@ -61,6 +61,12 @@ RELATIONS: dict[str, tuple[str, str]] = {
 _SIZES = (6.0, 6.8)
 _JITTER_ALONG, _JITTER_ACROSS = 1.2, 2.5
 _HELD_OUT_PERCENT = 15
+_QUOTED = 80
+
+
+def shortened(prompt: str) -> str:
+    """A prompt as an error quotes it."""
+    return prompt if len(prompt) <= _QUOTED else f"{prompt[:_QUOTED]}…"
 
 
 class PromptError(HeatKVError):
@@ -154,7 +160,9 @@ def parse_caption(caption: str) -> Scene:
     scene = _BY_CAPTION.get(" ".join(words))
     if scene is None:
         example = next(iter(_BY_CAPTION))
-        raise PromptError(f"prompt {caption!r} is not in the grammar of infinity-tiny; expected one like {example!r}")
+        raise PromptError(
+            f"prompt {shortened(caption)!r} is not in the grammar of infinity-tiny; expected one like {example!r}"
+        )
     return scene
 
 

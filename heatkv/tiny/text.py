@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from heatkv.checkpoint import read_tensors
 from heatkv.config import ModelConfig
 from heatkv.errors import CheckpointError
-from heatkv.tiny.scenes import VOCABULARY, PromptError, caption_words
+from heatkv.tiny.scenes import VOCABULARY, PromptError, caption_words, shortened
 
 _NUM_LAYERS = 2
 _NUM_HEADS = 4
@@ -88,8 +88,8 @@ class TinyTextEncoder(nn.Module):
             if word not in _IDS:
                 words_known = ", ".join(sorted(VOCABULARY))
                 raise PromptError(
-                    f"unknown word {word!r} in prompt {prompt!r}; infinity-tiny draws only such as {_EXAMPLE!r}, "
-                    f"in these words: {words_known}"
+                    f"unknown word {shortened(word)!r} in prompt {shortened(prompt)!r}; infinity-tiny draws only such "
+                    f"as {_EXAMPLE!r}, in these words: {words_known}"
                 )
         if len(words) >= self.maxlen:
             raise PromptError(f"prompt has {len(words)} words, infinity-tiny takes at most {self.maxlen - 1}")

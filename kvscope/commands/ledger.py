@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SCHEDULE",
         help="read no trace, but predict: of this schedule file, or of what the options below say",
     )
-    add("--device", default="cpu", metavar="D", help="where a plan would run: cpu or cuda (default: %(default)s)")
+    add("--device", metavar="D", help="where a plan would run: cpu or cuda (default: cpu)")
     options.model_options(parser)
     options.policy_options(parser)
     add("--explain", action="store_true", help="say also what each line is, and where its numbers come from")
@@ -38,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the ledger."""
+    if args.device not in (None, "cpu", "cuda"):
+        raise UsageError(f"--device {args.device}; expected cpu or cuda")
     if (args.trace is None) == (args.plan is None):
         raise UsageError("give a trace, or --plan with a schedule file or the options of `kvscope plan`; one of them")
     ledger = _planned(args) if args.trace is None else _recorded(args)
@@ -62,6 +64,8 @@ def _recorded(args: argparse.Namespace) -> Ledger:
     from kvscope.trace import Trace
 
     _refuse_unread(args, f"{args.trace}")
+    if args.device is not None or args.dtype != options.DEFAULT_DTYPE:
+        raise UsageError(f"{args.trace} says what --device and --dtype would; leave them out")
     with Trace.open(args.trace) as trace:
         return measure(trace)
 
@@ -96,7 +100,8 @@ def _planned(args: argparse.Namespace) -> Ledger:
         schedule = PruningSchedule.load(args.plan)
         config = model_config(schedule.model)
         schedule.validate(config, schedule.scales)
-    return predict(schedule, config, 1 if guidance == 1 else 2, DTYPE_BYTES[job.dtype], device=args.device)
+    device = args.device or "cpu"
+    return predict(schedule, config, 1 if guidance == 1 else 2, DTYPE_BYTES[job.dtype], device=device)
 
 
 def _refuse_unread(args: argparse.Namespace, source: str) -> None:
