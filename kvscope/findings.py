@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvscope.units import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -23,7 +25,8 @@ class Finding:
 
     @property
     def text(self) -> str:
-        return f"{self.where}: {self.found}; expected {self.expected}"
+        """One line, whatever a trace put into it."""
+        return printable(f"{self.where}: {self.found}; expected {self.expected}")
 
 
 def unequal(name: str, found: NDArray[np.generic], expected: NDArray[np.generic], *, why: str) -> Iterator[Finding]:

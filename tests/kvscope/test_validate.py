@@ -297,3 +297,9 @@ def test_a_table_that_cannot_be_read_is_told_and_the_others_are_checked(tmp_path
 
 def test_a_finding_says_where_what_and_what_was_expected() -> None:
     assert Finding("steps[3]", "scale 1", "scale 2").text == "steps[3]: scale 1; expected scale 2"
+
+
+def test_a_finding_is_one_line_whatever_the_trace_says(damaged: Callable[[Edit], Path]) -> None:
+    texts = [finding.text for finding in validate(damaged(text("tiers", "\x1b[2J\nmass")))]
+
+    assert texts == [r"header key tiers: \x1b[2J\nmass; expected occupancy, mass, maps: the job's"]
