@@ -1,4 +1,4 @@
-"""The viewer's app: holds the newest snapshot and the one cursor, and shows both on whatever screen is up.
+"""The viewer's app: holds the one View, changes it as keys, feeds and the run tell, and shows it on a screen.
 
 It reads no file itself: a Feed does, from its own thread, and tells by messages. `run_app` is the way in.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,17 +18,21 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
+from kvscope.tui import goto
 from kvscope.tui.actions import actions_of, bindings
 from kvscope.tui.cursor import Axis, Cursor, Shape
-from kvscope.tui.feed import Feed, Snapshot
-from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
+from kvscope.tui.feed import FASTEST_S, REMOTE_S, Feed, Launched, Snapshot
+from kvscope.tui.keymap import read_keymap
+from kvscope.tui.listing import Listing, start_demo
+from kvscope.tui.messages import AttentionTaken, RunSaid, RunsListed, RunTold, SnapshotTaken, TraceLost, TraceRefused
 from kvscope.tui.metrics import METRICS
-from kvscope.tui.palette import DARK, LIGHT, ink
-from kvscope.tui.screens import SCREENS, load_screen
-from kvscope.tui.screens.base import TraceScreen
-from kvscope.tui.screens.help import HelpScreen
-from kvscope.tui.terminal import NoColour, speaks_unicode
-from kvscope.tui.widgets.canvas import Canvas, View
+from kvscope.tui.palette import DARK, LIGHT, Ink, ink
+from kvscope.tui.remote import Remote
+from kvscope.tui.screens import SCREENS, load_overlay, load_screen
+from kvscope.tui.screens.base import ListsTraces, TraceScreen
+from kvscope.tui.terminal import FEW_COLOURS, Colours, NoColour, colours_of, is_remote, speaks_unicode
+from kvscope.tui.view import View
+from kvscope.tui.widgets.canvas import Canvas
 from kvscope.units import printable
 
 if TYPE_CHECKING:
@@ -35,76 +40,164 @@ if TYPE_CHECKING:
 
 
 class KVScopeApp(App[None]):
-    """Views one trace, live or closed. Read-only: it can change nothing but its own screen."""
+    """Views traces, live or closed. It writes no trace, and a run hears of it only where a key asks for that."""
 
     TITLE = "kvscope"
     CSS_PATH = "theme.tcss"
     BINDINGS: ClassVar = bindings()
 
-    def __init__(self, path: Path, *, theme: Theme = DARK, glyphs: bool = False, plain: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        other: Path | None = None,
+        launched: Launched | None = None,
+        folder: Path = Path(),
+        screen: str | None = None,
+        place: goto.Place = goto.NOWHERE,
+        theme: Theme = DARK,
+        glyphs: bool = False,
+        plain: bool = False,
+        colours: Colours | None = None,
+        keymap: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__()
+        # Before the first `self.no_color`, `_ink` and what is made of them.
+        self._colours: Colours = colours or ("none" if self.no_color else "truecolor")
         self.error: KVScopeError | None = None
         """Why there was nothing to show; None: there was."""
         self._plain, self._first_theme = plain, theme
         # The palette is Textual's own and draws signs that ASCII has not; each of its commands has a key.
         self.use_command_palette = not plain
-        self._glyphs = glyphs or plain or self.no_color
-        self._feed = Feed(path, self.post_message)
-        self._path = path
-        self._snapshot: Snapshot | None = None
-        self._cursor = Cursor()
-        self._metric = next(iter(METRICS))
-        self._lost: str | None = None
+        self._must_glyph = plain or self._colours in FEW_COLOURS
+        self._glyphs = glyphs or self._must_glyph
+        self._fastest_s = REMOTE_S if is_remote(os.environ) else FASTEST_S
+        self._first_screen = screen or (next(iter(SCREENS)) if path is not None else "runs")
+        self._place, self._launched, self._first_paths = place, launched, (path, other)
+        self._feed: Feed | None = None
+        self._other_feed: Feed | None = None
+        self._remote = Remote(self.post_message)
+        self._listing = Listing(self.post_message)
+        self._newest: Snapshot | None = None
+        """What a paused view does not show yet."""
+        self._rows: dict[str, int] = {}
+        self._view = View(self._ink(theme), name=path.name if path else "", folder=str(folder))
+        self._keys_changed = keymap or {}
 
     @property
     def view(self) -> View:
         """All that is shown now."""
-        screen = self._trace_screen
-        style = ink(self.current_theme, glyphs=self._glyphs, plain=self._plain, colour=not self.no_color)
-        name = screen.NAME if screen else ""
-        return View(style, self._snapshot, self._cursor, self._metric, self._lost, self._path.name, name)
+        return self._view
 
     def on_mount(self) -> None:
         for theme in (DARK, LIGHT):
             self.register_theme(theme)
         self.theme = self._first_theme.name
-        self.theme_changed_signal.subscribe(self, lambda _theme: self._draw())
-        self.action_show(next(iter(SCREENS)))
-        self._feed.start()
+        self.theme_changed_signal.subscribe(self, lambda theme: self._show(replace(self._view, ink=self._ink(theme))))
+        self.set_keymap(self._keys_changed)
+        self.action_show(self._first_screen)
+        path, other = self._first_paths
+        if path is not None:
+            self.open(path, launched=self._launched)
+        if other is not None:
+            self.open_other(other)
 
     def on_unmount(self) -> None:
-        self._feed.stop()
+        self._remote.close()
+        for feed in (self._feed, self._other_feed):
+            if feed is not None:
+                feed.stop()
+
+    def open(self, path: Path, *, launched: Launched | None = None) -> None:
+        """Show another trace; the one beside it stays."""
+        if self._feed is not None:
+            self._feed.stop(wait=False)
+            self._remote.close()
+        self._newest = None
+        fresh = View(self._view.ink, name=path.name, screen=self._view.screen, metric=self._view.metric)
+        kept = self._view
+        self._show(
+            replace(
+                fresh, other=kept.other, folder=kept.folder, runs=kept.runs, recent=kept.recent, choices=kept.choices
+            )
+        )
+        self._feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s)
+        self._feed.start()
+
+    def open_other(self, path: Path) -> None:
+        """Read a trace to compare with."""
+        if self._other_feed is not None:
+            self._other_feed.stop(wait=False)
+        self._other_feed = Feed(path, self.post_message, fastest_s=self._fastest_s)
+        self._other_feed.start()
+
+    # What feeds, the run and widgets tell.
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
-        before, self._snapshot = self._snapshot, message.snapshot
-        shape = _shape(message.snapshot)
-        if before is None:
-            self._cursor = _first_cursor(message.snapshot)
-        else:
-            self._cursor = self._cursor.followed(_shape(before), shape)
-        self._draw()
+        if message.feed is self._other_feed:
+            self._show(replace(self._view, other=message.snapshot, other_refused=None))
+        elif message.feed is self._feed:
+            self._newest = message.snapshot
+            if self._view.paused and self._view.snapshot is not None:
+                behind = message.snapshot.scales_done - self._view.snapshot.scales_done
+                self._show(replace(self._view, behind=behind))
+            else:
+                self._take(message.snapshot)
 
     def on_trace_lost(self, message: TraceLost) -> None:
-        self._lost = message.reason
-        self._draw()
+        if message.feed is self._feed:
+            self._show(replace(self._view, lost=message.reason))
 
     def on_trace_refused(self, message: TraceRefused) -> None:
-        self.error = message.error
-        self.exit()
+        if message.feed is self._other_feed:
+            self._show(replace(self._view, other=None, other_refused=str(message.error)))
+        elif message.feed is self._feed:
+            if self._view.runs is None and self._view.snapshot is None:
+                self.error = message.error
+                self.exit()
+            else:
+                self._feed = None
+                self.action_show("runs")
+                self.say(str(message.error), bad=True)
+
+    def on_attention_taken(self, message: AttentionTaken) -> None:
+        if message.feed is self._feed:
+            self._show(replace(self._view, attention=message.attention))
+
+    def on_run_said(self, message: RunSaid) -> None:
+        if message.feed is self._feed:
+            self._show(replace(self._view, said=message.lines))
+
+    def on_run_told(self, message: RunTold) -> None:
+        self._show(replace(self._view, link=message.link))
+        if message.link.words:
+            self.say(message.link.words)
+
+    def on_runs_listed(self, message: RunsListed) -> None:
+        self._show(replace(self._view, runs=message.runs, runs_refused=message.refused))
 
     def on_canvas_picked(self, message: Canvas.Picked) -> None:
-        self._cursor = message.cursor
-        self._draw()
+        if isinstance(message.target, Cursor):
+            self._show(replace(self._view, cursor=message.target, span=None))
+        else:
+            self.action_row(message.target - self._view.row)
+        if message.twice:
+            self.action_enter()
 
-    def get_line_filters(self) -> Sequence[LineFilter]:
-        """What is done to every line before the terminal gets it."""
-        # Textual's own answer to NO_COLOR is greys, and its filter of dim text turns dim into colour.
-        return [NoColour()] if self.no_color else super().get_line_filters()
+    def on_canvas_hovered(self, message: Canvas.Hovered) -> None:
+        self._show(replace(self._view, hover=message.cursor))
 
-    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
-        """The command palette: every action of this screen, and nothing else."""
-        for action in actions_of(self.view.screen):
-            yield SystemCommand(action.help, f"key {action.shown}", partial(self.run_action, action.command))
+    def on_canvas_dragged(self, message: Canvas.Dragged) -> None:
+        self._show(replace(self._view, cursor=message.end, span=message.begin, hover=None))
+
+    def on_canvas_rolled(self, message: Canvas.Rolled) -> None:
+        screen = self._trace_screen
+        if screen is not None and screen.rows(self._view):
+            self.action_row(message.by)
+        else:
+            self.action_move("source_scale" if message.shifted else "query_scale", message.by)
+
+    # What keys do: the commands of ACTIONS.
 
     def action_show(self, name: str) -> None:
         """Show a screen of SCREENS, in the place of the one that is up."""
@@ -114,100 +207,259 @@ class KVScopeApp(App[None]):
             self.switch_screen(name)
         else:
             self.push_screen(name)
+        self._view = replace(self._view, screen=name, row=self._rows.get(name, 0), hover=None)
         self.call_after_refresh(self._draw)
 
     def action_move(self, axis: Axis, by: int) -> None:
         """Move the cursor along one axis."""
-        if self._snapshot is not None:
-            self._cursor = self._cursor.moved(axis, by, shape=_shape(self._snapshot))
-            self._draw()
+        if self._view.snapshot is not None:
+            self._put(self._view.cursor.moved(axis, by, shape=shape_of(self._view.snapshot)))
 
     def action_go(self, axis: Axis, index: int) -> None:
         """Put the cursor at one index of an axis."""
-        if self._snapshot is not None:
-            self._cursor = self._cursor.at(axis, index, shape=_shape(self._snapshot))
-            self._draw()
+        if self._view.snapshot is not None:
+            self._put(self._view.cursor.at(axis, index, shape=shape_of(self._view.snapshot)))
+
+    def action_step(self, by: int) -> None:
+        """Move the cursor along the steps of the run: layer by layer, from one query scale into the next."""
+        if self._view.snapshot is not None:
+            self._put(self._view.cursor.stepped(by, shape=shape_of(self._view.snapshot)))
+
+    def action_lane(self, by: int) -> None:
+        """Move the cursor along the heads of all layers."""
+        if self._view.snapshot is not None:
+            self._put(self._view.cursor.laned(by, shape=shape_of(self._view.snapshot)))
+
+    def action_row(self, by: int) -> None:
+        """Choose another line of a list."""
+        screen = self._trace_screen
+        if screen is not None:
+            row = max(0, min(screen.rows(self._view) - 1, self._view.row + by))
+            self._rows[self._view.screen] = row
+            self._show(replace(self._view, row=row))
 
     def action_metric(self, by: int) -> None:
         """Show the next metric, or one before."""
         names = list(METRICS)
-        self._metric = names[(names.index(self._metric) + by) % len(names)]
-        self._draw()
+        self._show(replace(self._view, metric=names[(names.index(self._view.metric) + by) % len(names)]))
+
+    def action_choose(self, name: str, by: int) -> None:
+        """The next value of one of CHOICES, or one before."""
+        self._show(self._view.chosen(name, by))
+
+    def action_enter(self) -> None:
+        """What the screen leads to: another cell, another trace, or why the cell is as it is."""
+        screen = self._trace_screen
+        target = screen.entered(self._view) if screen is not None else None
+        if isinstance(target, Cursor):
+            self._put(target)
+        elif isinstance(target, Path):
+            self.open(target)
+            self.action_show("live")
+        elif self._view.snapshot is not None:
+            self._over("why")
+
+    def action_over(self, name: str) -> None:
+        """Lay a screen of OVERLAYS over this one."""
+        self._over(name)
+
+    def action_span(self) -> None:
+        """Begin a range at the cursor, or end it."""
+        self._show(replace(self._view, span=None if self._view.span else self._view.cursor))
+
+    def action_clear(self) -> None:
+        """Nothing selected, nothing zoomed."""
+        self._show(replace(self._view, span=None, window=None))
+
+    def action_zoom(self) -> None:
+        """The timeline: the selected steps only, else the cursor's query scale; all again if it is zoomed."""
+        snapshot, view = self._view.snapshot, self._view
+        if snapshot is None:
+            return
+        window = None
+        if view.window is None:
+            layers = snapshot.schedule.num_layers
+            ends = [view.cursor, view.span] if view.span else []
+            steps = sorted(end.query_scale * layers + end.layer for end in ends) or [
+                view.cursor.query_scale * layers,
+                view.cursor.query_scale * layers + layers - 1,
+            ]
+            window = (steps[0], steps[-1] + 1)
+        self._show(replace(view, window=window, span=None))
+
+    def action_pause(self) -> None:
+        """Let the view stand still, or go on with what is newest. The run never notices."""
+        view = replace(self._view, paused=not self._view.paused, behind=0)
+        self._show(view)
+        if not view.paused and self._newest is not None and self._newest is not view.snapshot:
+            self._take(self._newest)
+
+    def action_list(self) -> None:
+        """List the folder that Runs shows, anew."""
+        self._listing.start(Path(self._view.folder))
+
+    def action_mark(self) -> None:
+        """Compare the trace that is chosen on Runs with the one shown."""
+        screen = self._trace_screen
+        path = screen.chosen_path(self._view) if isinstance(screen, ListsTraces) else None
+        if path is not None:
+            self.open_other(path)
+            self.say(f"{path.name} is B on Compare, key {SCREENS['compare'].key}")
+
+    def action_demo(self) -> None:
+        """Record a demo run in a process of its own, and show it from its first moment."""
+        launched = start_demo(Path.cwd())
+        self.open(launched.path, launched=launched)
+        self.action_show("live")
+
+    def look_in(self, folder: Path) -> None:
+        """List another folder on Runs."""
+        self._show(replace(self._view, folder=str(folder), runs=None, runs_refused=None, row=0))
+        self.action_list()
+
+    def action_ask(self, kind: str) -> None:
+        """Ask the run: pause, resume, step or stop; what came of it is said when it answers."""
+        refusal = self._remote.ask(kind, self._view)
+        if refusal:
+            self.say(refusal, bad=True)
 
     def action_glyphs(self) -> None:
         """Values as glyphs, or as colour; where there is no colour, always as glyphs."""
-        self._glyphs = not self._glyphs or self._plain or self.no_color
-        self._draw()
+        self._glyphs = not self._glyphs or self._must_glyph
+        self._show(replace(self._view, ink=self._ink(self.current_theme)))
 
-    def action_write(self) -> None:
-        """Write the screen as an SVG file beside the user, never over one that is there."""
+    def action_theme(self) -> None:
+        """Dark or light."""
+        self.theme = (LIGHT if self.current_theme.dark else DARK).name
+
+    def action_write(self, form: str) -> None:
+        """Write the screen here as svg, or what it shows as csv or json; never over a file that is there."""
+        # Deferred: only who writes needs it.
+        from kvscope.tui.write import write_screen
+
+        screen = self._trace_screen
+        if screen is None:
+            return
         try:
-            stem = f"kvscope-{printable(self._path.stem)}-{self.view.screen}"
-            name = _write_new(stem, self.export_screenshot())
+            self.say(f"wrote {write_screen(self, screen, form)}")
         except OSError as error:
-            self._say(f"nothing written: {error.strerror or error}; start kvscope in another folder", bad=True)
-        else:
-            self._say(f"wrote {name}")
+            self.say(f"nothing written: {error.strerror or error}; start kvscope in another folder", bad=True)
 
-    def _say(self, text: str, *, bad: bool = False) -> None:
+    def go_to(self, place: goto.Place) -> None:
+        """Put the cursor, the metric and the screen where a line like `q7 l12 h3 s5` says."""
+        view = self._view
+        if view.snapshot is not None:
+            view = replace(view, cursor=place.of(view.cursor, shape_of(view.snapshot)))
+        self._show(replace(view, metric=place.metric or view.metric, span=None))
+        if place.screen is not None:
+            self.action_show(place.screen)
+
+    def say(self, text: str, *, bad: bool = False) -> None:
         """One short line over the footer, in the place of the one before."""
         self.clear_notifications()
         severity: Literal["error", "information"] = "error" if bad else "information"
         self.notify(printable(text), severity=severity, timeout=6 if bad else 2, markup=False)
 
-    def action_help(self) -> None:
-        """Every key of this screen, over it."""
-        self.push_screen(HelpScreen(self.view))
+    def get_line_filters(self) -> Sequence[LineFilter]:
+        """What is done to every line before the terminal gets it."""
+        # Textual's own answer to NO_COLOR is greys, and its filter of dim text turns dim into colour.
+        return [NoColour()] if self._colours == "none" else super().get_line_filters()
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
+        """The command palette: every action of this screen, and nothing else."""
+        for action in actions_of(self._view.screen):
+            yield SystemCommand(action.help, f"key {action.shown}", partial(self.run_action, action.command))
 
     @property
     def _trace_screen(self) -> TraceScreen | None:
         """The screen that is up, or that help and palette lie over; None at the very start."""
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, TraceScreen)), None)
 
+    def _ink(self, theme: Theme) -> Ink:
+        return ink(theme, glyphs=self._glyphs, plain=self._plain, colour=self._colours != "none")
+
+    def _over(self, name: str) -> None:
+        self.push_screen(load_overlay(name)(self._view))
+
+    def _put(self, cursor: Cursor) -> None:
+        self._show(replace(self._view, cursor=cursor))
+
+    def _take(self, snapshot: Snapshot) -> None:
+        """Show a newer state of the trace."""
+        before, shape = self._view.snapshot, shape_of(snapshot)
+        if before is None:
+            cursor = self._place.of(_first_cursor(snapshot), shape)
+            view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
+            self._remote.follow(snapshot)
+        else:
+            view = replace(self._view, cursor=self._view.cursor.followed(shape_of(before), shape))
+        self._show(replace(view, snapshot=snapshot, behind=0))
+
+    def _show(self, view: View) -> None:
+        moved = view.cursor != self._view.cursor or view.snapshot is not self._view.snapshot
+        self._view = view
+        if moved and view.snapshot is not None and self._feed is not None:
+            place = view.cursor.query_scale, view.cursor.layer, view.cursor.head
+            if view.attention is None or view.attention.place != place:
+                self._feed.want(place)
+        self._draw()
+
     def _draw(self) -> None:
         if self._trace_screen is not None:
-            self._trace_screen.show(self.view)
+            self._trace_screen.show(self._view)
 
 
-def run_app(path: Path, *, light: bool = False, plain: bool | None = None) -> int:
-    """Show a trace until the user quits; returns the exit code. `plain`: ASCII only; None: where the terminal
-    or the locale needs it.
+def run_app(
+    path: Path | None,
+    *,
+    other: Path | None = None,
+    launched: Launched | None = None,
+    folder: Path = Path(),
+    screen: str | None = None,
+    place: str = "",
+    light: bool = False,
+    plain: bool | None = None,
+    colours: str | None = None,
+    keymap: Path | None = None,
+) -> int:
+    """Show a trace until the user quits, or without one a folder of traces; returns the exit code.
 
-    Raises NoTerminalError where there is no terminal, and TraceError where there is no trace.
+    `plain`: ASCII only; None: where the terminal or the locale needs it. `colours`: one of terminal.COLOURS; None: as
+    many as the terminal says it has. `place`: a line like that of the `:` key. `keymap`: a file of keys; None: the
+    user's own, if there is one. Raises NoTerminalError where there is no terminal, UsageError for a place or a keymap
+    that makes no sense, and TraceError where there is no trace.
     """
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
     if plain is None:
         plain = not speaks_unicode(os.environ, sys.stderr.encoding)
-    app = KVScopeApp(path, theme=LIGHT if light else DARK, plain=plain)
+    app = KVScopeApp(
+        path,
+        other=other,
+        launched=launched,
+        folder=folder,
+        screen=screen,
+        place=goto.parse(place),
+        theme=LIGHT if light else DARK,
+        plain=plain,
+        colours=colours_of(os.environ, colours),
+        keymap=read_keymap(keymap),
+    )
     app.run()
     if app.error is not None:
         raise app.error
     return app.return_code or 0
 
 
-def _write_new(stem: str, text: str) -> str:
-    """Write an SVG file in the current folder, with the first number that is free; returns its name."""
-    number = 1
-    while True:
-        path = Path(f"{stem}-{number}.svg")
-        try:
-            with path.open("x", encoding="utf-8") as file:
-                file.write(text)
-        except FileExistsError:
-            number += 1
-        else:
-            return path.name
-
-
-def _shape(snapshot: Snapshot) -> Shape:
+def shape_of(snapshot: Snapshot) -> Shape:
+    """How far the cursor goes in what a trace holds so far."""
     schedule = snapshot.schedule
     return Shape(max(1, snapshot.scales_done), schedule.num_layers, schedule.num_heads, schedule.scales.num_scales)
 
 
 def _first_cursor(snapshot: Snapshot) -> Cursor:
     """The newest query scale, and the first source scale that anything can be dropped from."""
-    shape = _shape(snapshot)
+    shape = shape_of(snapshot)
     source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
     return Cursor(query_scale=shape.query_scale - 1, source_scale=source)

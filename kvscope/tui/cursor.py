@@ -38,6 +38,18 @@ class Cursor:
         index = last if index == LAST else index
         return replace(self, **{axis: max(0, min(last, index))})
 
+    def stepped(self, by: int, *, shape: Shape) -> Cursor:
+        """This cursor moved along the run's steps: layer by layer, from one query scale into the next."""
+        step = self.query_scale * shape.layer + self.layer + by
+        query_scale, layer = divmod(max(0, min(shape.query_scale * shape.layer - 1, step)), shape.layer)
+        return replace(self, query_scale=query_scale, layer=layer)
+
+    def laned(self, by: int, *, shape: Shape) -> Cursor:
+        """This cursor moved along the heads of all layers, the last head of one followed by the first of the next."""
+        lane = self.layer * shape.head + self.head + by
+        layer, head = divmod(max(0, min(shape.layer * shape.head - 1, lane)), shape.head)
+        return replace(self, layer=layer, head=head)
+
     def followed(self, before: Shape, now: Shape) -> Cursor:
         """The cursor once the run has gone on: at the newest query scale it stays at the newest."""
         if self.query_scale >= before.query_scale - 1:

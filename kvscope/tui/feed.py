@@ -1,4 +1,4 @@
-"""Snapshot, and the Feed: the one thread that owns the Trace, reads it while it grows, and posts what it found."""
+"""Snapshot, and the Feed: the one thread that owns a Trace, reads it while it grows, and posts what it found."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from kvscope.errors import KVScopeError, TraceError
-from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
+from kvscope.tui.messages import AttentionTaken, RunSaid, SnapshotTaken, TraceLost, TraceRefused
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,15 +20,48 @@ if TYPE_CHECKING:
     from heatkv.schedule import PruningSchedule
     from kvscope.analysis import Summary
     from kvscope.header import Header
+    from kvscope.ledger import Ledger
     from kvscope.trace import Trace
 
 FASTEST_S, SLOWEST_S = 0.1, 1.0
+REMOTE_S = 0.25
+"""The least time between two snapshots where every frame goes over a network."""
+
 _BACK_OFF = 1.5
 _MAY_CHANGE = ("live", "crashed")
 """A trace taken for crashed, where nothing but the age of its last commit tells, may turn out to live."""
 _JOIN_S = 0.8
 
 Post = Callable[["Message"], object]
+Place = tuple[int, int, int]
+"""(query scale, layer, head)."""
+
+
+class Launched(Protocol):
+    """A run that was started with the viewer, and has no trace yet."""
+
+    def said(self) -> tuple[str, ...]:
+        """Its lines so far."""
+        ...
+
+    def poll(self) -> int | None:
+        """Its exit code; None: it runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AttentionRead:
+    """The attention maps of one head at one query scale."""
+
+    query_scale: int
+    layer: int
+    head: int
+    maps: NDArray[np.float32] | None
+    """[source_scale, 16, 16], NaN where nothing was measured; None: this trace records no maps."""
+
+    @property
+    def place(self) -> Place:
+        return self.query_scale, self.layer, self.head
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,9 +78,11 @@ class Snapshot:
     schedule: PruningSchedule
     steps: NDArray[np.void]
     kept_tokens: NDArray[np.integer]
-    """[query_scale, layer, head, source_scale], finished query scales only; so are the next two."""
+    """[query_scale, layer, head, source_scale], finished query scales only; so are the next three."""
     read_tokens: NDArray[np.integer]
     attention_mass: NDArray[np.floating]
+    attention_mass_uncond: NDArray[np.floating]
+    allocator: NDArray[np.void]
     gpu: NDArray[np.void]
     gpu_unavailable: str | None
     """Why there are no GPU samples; None: there are, or may be."""
@@ -56,6 +91,7 @@ class Snapshot:
     """One per finished scale, [height, width, 3]."""
     image: NDArray[np.uint8] | None
     summary: Summary
+    ledger: Ledger
 
     @property
     def scales_done(self) -> int:
@@ -68,21 +104,37 @@ class Snapshot:
 
 
 class Feed:
-    """Follows a trace from its own thread until it is final, or until `stop`."""
+    """Follows a trace from its own thread until `stop`; reads attention maps as they are asked for.
 
-    def __init__(self, path: Path, post: Post) -> None:
-        self._path, self._post = path, post
-        self._stopping = threading.Event()
+    With `launched` the trace may not be there yet: what the run says is posted until it is.
+    """
+
+    def __init__(
+        self, path: Path, post: Post, *, launched: Launched | None = None, fastest_s: float = FASTEST_S
+    ) -> None:
+        self.path = path
+        self._post, self._launched, self._fastest_s = post, launched, fastest_s
+        self._stopping = False
+        self._wanted: Place | None = None
+        self._changed = threading.Condition()
         # A daemon, so that a read stuck on a dead disk cannot keep the process alive.
         self._thread = threading.Thread(target=self._run, name="kvscope-feed", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ask the thread to end and wait for it, less than a second."""
-        self._stopping.set()
-        if self._thread.is_alive():
+    def want(self, place: Place) -> None:
+        """Ask for the attention maps of a head at a query scale; of several that wait, the last is read."""
+        with self._changed:
+            self._wanted = place
+            self._changed.notify()
+
+    def stop(self, *, wait: bool = True) -> None:
+        """Ask the thread to end; with `wait`, for less than a second, until it has."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if wait and self._thread.is_alive():
             self._thread.join(_JOIN_S)
 
     def _run(self) -> None:
@@ -90,42 +142,75 @@ class Feed:
         from kvscope.trace import Trace
 
         try:
-            trace = Trace.open(self._path)
+            self._wait_for_trace()
+            if self._stopping:
+                return
+            trace = Trace.open(self.path)
         except KVScopeError as error:
-            self._tell(TraceRefused(error))
+            self._tell(TraceRefused(self, error))
             return
         try:
             self._follow(trace)
         except TraceError as error:
-            self._tell(TraceRefused(error))
+            self._tell(TraceRefused(self, error))
         finally:
             trace.close()
 
+    def _wait_for_trace(self) -> None:
+        """Post what the run says until its trace is there. Raises KVScopeError if it ends without one."""
+        said: tuple[str, ...] = ()
+        while self._launched is not None and not self.path.exists():
+            ended = self._launched.poll()
+            if self._launched.said() != said:
+                said = self._launched.said()
+                self._tell(RunSaid(self, said))
+            if ended is not None and not self.path.exists():
+                raise KVScopeError(said[-1] if said else f"the run ended with code {ended} before its first step")
+            if self._pause(self._fastest_s):
+                return
+
     def _follow(self, trace: Trace) -> None:
         """Post a first snapshot, then one whenever the trace has grown; slower while nothing happens."""
-        snapshot = take_snapshot(self._path, trace, None)
-        self._tell(SnapshotTaken(snapshot))
-        interval_s, lost = FASTEST_S, None
-        while snapshot.status in _MAY_CHANGE and not self._stopping.wait(interval_s):
+        snapshot = take_snapshot(self.path, trace, None)
+        self._tell(SnapshotTaken(self, snapshot))
+        interval_s, lost = self._fastest_s, None
+        while not self._pause(interval_s if snapshot.status in _MAY_CHANGE else None):
+            self._read_wanted(trace)
+            if snapshot.status not in _MAY_CHANGE:
+                continue
             before, lost_before = snapshot, lost
             snapshot, lost = self._refreshed(trace, snapshot)
             if lost != lost_before:
-                self._tell(TraceLost(lost))
+                self._tell(TraceLost(self, lost))
             if snapshot is not before:
-                self._tell(SnapshotTaken(snapshot))
-            interval_s = FASTEST_S if snapshot is not before else min(SLOWEST_S, interval_s * _BACK_OFF)
+                self._tell(SnapshotTaken(self, snapshot))
+            interval_s = self._fastest_s if snapshot is not before else min(SLOWEST_S, interval_s * _BACK_OFF)
+
+    def _pause(self, seconds: float | None) -> bool:
+        """Wait, until something is wanted at the latest; True: the feed shall stop."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._wanted is not None, seconds)
+            return self._stopping
+
+    def _read_wanted(self, trace: Trace) -> None:
+        with self._changed:
+            place, self._wanted = self._wanted, None
+        if place is None or place[0] >= trace.scales_done:
+            return
+        maps = trace.attention_map(*place) if "maps" in trace.header.tiers else None
+        self._tell(AttentionTaken(self, AttentionRead(*place, maps)))
 
     def _refreshed(self, trace: Trace, snapshot: Snapshot) -> tuple[Snapshot, str | None]:
         """A new snapshot if the trace has grown, else the one given; and why it cannot be read, if so."""
-        if not self._path.exists():
-            return snapshot, f"{self._path.name} is gone; what was read is shown"
+        if not self.path.exists():
+            return snapshot, f"{self.path.name} is gone; what was read is shown"
         try:
-            return (take_snapshot(self._path, trace, snapshot) if trace.refresh() else snapshot), None
+            return (take_snapshot(self.path, trace, snapshot) if trace.refresh() else snapshot), None
         except TraceError as error:
             return snapshot, f"{error}; trying again"
 
     def _tell(self, message: Message) -> None:
-        if not self._stopping.is_set():
+        if not self._stopping:
             self._post(message)
 
 
@@ -133,6 +218,7 @@ def take_snapshot(path: Path, trace: Trace, before: Snapshot | None) -> Snapshot
     """What the trace holds now; previews already read before are not read again."""
     # Deferred like Trace: only the feed's thread needs it.
     from kvscope.analysis import summarize
+    from kvscope.ledger import measure
 
     known = before.previews if before else ()
     done = trace.scales_done
@@ -147,10 +233,13 @@ def take_snapshot(path: Path, trace: Trace, before: Snapshot | None) -> Snapshot
         kept_tokens=trace.kept_tokens,
         read_tokens=trace.read_tokens,
         attention_mass=trace.attention_mass,
+        attention_mass_uncond=trace.attention_mass_uncond,
+        allocator=trace.allocator,
         gpu=trace.gpu,
         gpu_unavailable=trace.gpu_unavailable,
         log=trace.log,
         previews=known + tuple(trace.preview(scale) for scale in range(len(known), done)),
         image=trace.image,
         summary=summarize(trace),
+        ledger=measure(trace),
     )

@@ -32,7 +32,7 @@ _VISIBLE_S = 0.010
 _POLL_S = 0.002
 
 
-def run(*, quick: bool = False, model: str = MODEL, resolution: str | None = "0.06M", side: int = 64) -> Result:
+def run(*, quick: bool = False, model: str = MODEL, resolution: str | None = "0.25M", side: int = 64) -> Result:
     """Rows for whole generations, for maps of one scale of `side` x `side`, for the rate, and for latency."""
     repeats = 1 if quick else 5
     rows = [

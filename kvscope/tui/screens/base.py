@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.widget import Widget
 
-from kvscope.tui.widgets.canvas import Canvas, View
+from kvscope.tui.cursor import Cursor
+from kvscope.tui.widgets.canvas import Canvas
 from kvscope.tui.widgets.chrome import NEEDED, key_line, notice, notice_height, too_small, top_line
+
+if TYPE_CHECKING:
+    from kvscope.tui.view import View
+
+Record = dict[str, str | int | float | None]
+"""One line of what a screen shows, for csv and JSON: column → value; None: not known. Bytes, ns, tokens, fractions."""
+
+
+@runtime_checkable
+class ListsTraces(Protocol):
+    """A screen on which a trace can be chosen."""
+
+    def chosen_path(self, view: View) -> Path | None:
+        """The trace of the chosen line; None: it is none that can be opened."""
+        ...
 
 
 class TraceScreen(Screen[None]):
@@ -18,6 +35,8 @@ class TraceScreen(Screen[None]):
 
     NAME: ClassVar[str]
     """Its name in SCREENS."""
+
+    AUTO_FOCUS = ""
 
     # Textual declares these as instance variables, so ClassVar is not for us to add.
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]  # noqa: RUF012
@@ -33,6 +52,18 @@ class TraceScreen(Screen[None]):
     def parts(self) -> Iterable[Widget]:
         """The screen's own widgets, in one container with the class `body`."""
         raise NotImplementedError
+
+    def records(self, view: View) -> list[Record]:
+        """What the screen shows, as lines of one table."""
+        raise NotImplementedError
+
+    def rows(self, view: View) -> int:  # noqa: ARG002 - for screens that are lists
+        """How many lines there are to choose from, on a screen that is a list."""
+        return 0
+
+    def entered(self, view: View) -> Cursor | Path | None:  # noqa: ARG002 - for screens that lead on
+        """What the enter key leads to: another cell, another trace, or, None, why the cell is as it is."""
+        return None
 
     def show(self, view: View) -> None:
         """Draw this view on every part."""

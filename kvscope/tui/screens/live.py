@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import ClassVar
 
 from textual.containers import Horizontal, Vertical
 from textual.widget import Widget
 
 from kvscope.tui.actions import bindings
-from kvscope.tui.screens.base import TraceScreen
+from kvscope.tui.figures import freed_tokens, planned_peaks
+from kvscope.tui.screens.base import Record, TraceScreen
+from kvscope.tui.view import View
 from kvscope.tui.widgets.canvas import Canvas
 from kvscope.tui.widgets.chart import step_chart
 from kvscope.tui.widgets.heat import head_strip, strip_height, strip_hit
@@ -43,6 +46,29 @@ class LiveScreen(TraceScreen):
         &.-short #heads { display: none; }
     }
     """
+
+    def records(self, view: View) -> list[Record]:
+        """One per query scale: bytes measured and planned, tokens freed, time."""
+        if view.snapshot is None:
+            return []
+        snapshot, planned = view.snapshot, planned_peaks(view.snapshot)
+        freed = freed_tokens(snapshot)
+        return [
+            {
+                "query_scale": scale,
+                "height": height,
+                "width": width,
+                "tokens": height * width,
+                "accounted_bytes": done.accounted_bytes if done else None,
+                "storage_bytes": done.storage_bytes if done else None,
+                "planned_bytes": int(planned[scale]),
+                "freed_head_tokens": int(freed[scale]) if done else None,
+                "layer_seconds": done.seconds if done else None,
+            }
+            for scale, ((height, width), done) in enumerate(
+                zip_longest(snapshot.schedule.scales.sizes, snapshot.summary.scales)
+            )
+        ]
 
     def parts(self) -> Iterable[Widget]:
         with Vertical(classes="body"):

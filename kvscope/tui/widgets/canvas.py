@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -19,27 +17,10 @@ from textual.widget import Widget
 from kvscope import units
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.palette import ASCII, Ink
-
-if TYPE_CHECKING:
-    from kvscope.tui.feed import Snapshot
+from kvscope.tui.view import View as View
 
 Part = tuple[str, Style]
 _NAME = 9
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """All that a painter may look at."""
-
-    ink: Ink
-    snapshot: Snapshot | None = None
-    cursor: Cursor = Cursor()  # noqa: RUF009 - frozen
-    metric: str = "kept"
-    lost: str | None = None
-    """Why the file can no longer be read; None: it can."""
-    name: str = ""
-    """What is being opened, before there is a snapshot."""
-    screen: str = "live"
 
 
 Painter = Callable[[View, int, int], list[Strip]]
@@ -51,8 +32,11 @@ Height = Callable[[View, int], int]
 Width = Callable[[View, int, int], int]
 """(view, width, height) → the columns that a painter makes use of, of those it may have."""
 
-Hit = Callable[[View, int, int, int, int], Cursor | None]
-"""(view, width, height, x, y) → the cell drawn there."""
+Target = Cursor | int
+"""A cell, or the index of a line of a list."""
+
+Hit = Callable[[View, int, int, int, int], Target | None]
+"""(view, width, height, x, y) → what is drawn there."""
 
 
 class Canvas(Widget):
@@ -62,10 +46,37 @@ class Canvas(Widget):
     DEFAULT_CSS = "Canvas { width: 1fr; height: 1fr; }"
 
     class Picked(Message):
-        """A cell was clicked."""
+        """Something was clicked; twice, if `twice`."""
 
-        def __init__(self, cursor: Cursor) -> None:
+        def __init__(self, target: Target, *, twice: bool) -> None:
+            self.target, self.twice = target, twice
+            super().__init__()
+
+    class Hovered(Message):
+        """The mouse is over another cell, or over none."""
+
+        def __init__(self, cursor: Cursor | None) -> None:
             self.cursor = cursor
+            super().__init__()
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, Canvas.Hovered)
+
+    class Dragged(Message):
+        """The mouse was drawn from one cell to another with its button down."""
+
+        def __init__(self, begin: Cursor, end: Cursor) -> None:
+            self.begin, self.end = begin, end
+            super().__init__()
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, Canvas.Dragged)
+
+    class Rolled(Message):
+        """The wheel was turned, with shift or without."""
+
+        def __init__(self, by: int, *, shifted: bool) -> None:
+            self.by, self.shifted = by, shifted
             super().__init__()
 
     def __init__(
@@ -76,16 +87,22 @@ class Canvas(Widget):
         height: Height | None = None,
         width: Width | None = None,
         hit: Hit | None = None,
+        about: str = "",
     ) -> None:
         super().__init__(id=id)
         self._paint, self._height, self._width, self._hit = paint, height, width, hit
+        self.about = about
+        """What this part shows and how to read it, for its help; the tab key stops at parts that have this."""
+        self.can_focus = bool(about)
         self._view: View | None = None
         self._lines: list[Strip] = []
+        self._pressed: Cursor | None = None
+        self._hovered: Target | None = None
 
     def show(self, view: View) -> None:
         """Draw this view."""
         before, self._view = self._view, view
-        grown = before is None or before.snapshot is not view.snapshot
+        grown = before is None or before.snapshot is not view.snapshot or before.metric != view.metric
         if (self._width and grown) or (self._height and self._wishes(before) != self._wishes(view)):
             self.refresh(layout=True)
         self._repaint()
@@ -93,12 +110,46 @@ class Canvas(Widget):
     def on_resize(self) -> None:
         self._repaint()
 
+    def on_focus(self) -> None:
+        self._repaint()
+
+    def on_blur(self) -> None:
+        self._repaint()
+
     def on_click(self, event: events.Click) -> None:
-        if self._hit is None or self._view is None:
+        target = self._at(event)
+        if target is not None:
+            self.post_message(self.Picked(target, twice=event.chain == 2))
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        target = self._at(event)
+        self._pressed = target if isinstance(target, Cursor) else None
+
+    def on_mouse_up(self) -> None:
+        self._pressed = None
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        target = self._at(event)
+        if target == self._hovered:
             return
-        cursor = self._hit(self._view, self.size.width, self.size.height, event.x, event.y)
-        if cursor is not None:
-            self.post_message(self.Picked(cursor))
+        self._hovered = target
+        if event.button and self._pressed is not None and isinstance(target, Cursor):
+            self.post_message(self.Dragged(self._pressed, target))
+        else:
+            self.post_message(self.Hovered(target if isinstance(target, Cursor) else None))
+
+    def on_leave(self) -> None:
+        if self._hovered is not None:
+            self._hovered = None
+            self.post_message(self.Hovered(None))
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.post_message(self.Rolled(1, shifted=event.shift or event.ctrl))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.post_message(self.Rolled(-1, shifted=event.shift or event.ctrl))
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:  # noqa: ARG002 - Textual's
         if self._height is None or self._view is None:
@@ -115,6 +166,11 @@ class Canvas(Widget):
         ground = self.rich_style
         return self._lines[y].apply_style(ground) if y < len(self._lines) else Strip.blank(self.size.width, ground)
 
+    def _at(self, event: events.MouseEvent) -> Target | None:
+        if self._hit is None or self._view is None:
+            return None
+        return self._hit(self._view, self.size.width, self.size.height, event.x, event.y)
+
     def _wishes(self, view: View | None) -> int | None:
         """The height that its painter would like for a view."""
         return None if view is None or self._height is None else self._height(view, self.size.width)
@@ -124,6 +180,8 @@ class Canvas(Widget):
         if self._view is None or not width or not height:
             return
         lines = [strip.adjust_cell_length(width) for strip in self._paint(self._view, width, height)[:height]]
+        if self.has_focus and lines:
+            lines[0] = _marked(lines[0], self._view.ink)
         if self._view.ink.plain:
             lines = [_in_ascii(strip) for strip in lines]
         before, self._lines = self._lines, lines
@@ -204,6 +262,12 @@ def centred(lines: list[list[Part]], width: int, height: int) -> list[Strip]:
 
 def parts_width(parts: Iterable[Part]) -> int:
     return sum(cell_len(text) for text, _ in parts)
+
+
+def _marked(strip: Strip, ink: Ink) -> Strip:
+    """A part's first line with the sign of focus at its left end."""
+    width = strip.cell_length
+    return Strip([Segment("▸", ink.accent), *strip.crop(1, width)], width)
 
 
 def _in_ascii(strip: Strip) -> Strip:

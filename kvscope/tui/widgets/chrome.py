@@ -9,12 +9,15 @@ from textual.strip import Strip
 from kvscope import units
 from kvscope.format import RECORDING_STOPPED
 from kvscope.tui.actions import ACTIONS, HINTS_OF_PAIRS, actions_of
+from kvscope.tui.metrics import METRICS, cell_text
 from kvscope.tui.screens import SCREENS
-from kvscope.tui.widgets.canvas import Part, View, paragraph, parts_width, spread
+from kvscope.tui.view import View
+from kvscope.tui.widgets.canvas import Part, fit, paragraph, parts_width, row, spread
 
 if TYPE_CHECKING:
     from rich.style import Style
 
+    from kvscope.tui.cursor import Cursor
     from kvscope.tui.feed import Snapshot
     from kvscope.tui.palette import Ink
 
@@ -27,7 +30,8 @@ def top_line(view: View, width: int, _height: int) -> list[Strip]:
     ink = view.ink
     left: list[Part] = [(" kvscope " if width >= 100 or view.snapshot is None else "", ink.accent), (" ", ink.muted)]
     if view.snapshot is None:
-        right = [("◌ opening ", ink.accent)]
+        word = "◌ loading " if view.said else "◌ opening " if view.name else "○ no trace open "
+        right = [(word, ink.accent)]
         return [spread([*left, (units.printable(view.name), ink.text)], right, width, fill=(" ", ink.muted))]
     left += _run_parts(view.snapshot, ink)
     right = [(f"  {honesty_text(view.snapshot)}  ", ink.muted), *_state_parts(view), (" ", ink.muted)]
@@ -48,7 +52,10 @@ def notice_of(view: View) -> tuple[str, Style]:
     """The words of `notice`; empty where all is well."""
     snapshot, ink = view.snapshot, view.ink
     if snapshot is None:
-        return "", ink.muted
+        return (f"the run is loading: {view.said[-1]}", ink.muted) if view.said else ("", ink.muted)
+    if view.paused:
+        newer = f", {view.behind} scale{'s' if view.behind > 1 else ''} further" if view.behind else ""
+        return f"this view is paused; the run goes on{newer}, and nothing is lost: space shows the newest", ink.warn
     if view.lost is not None:
         return f"disconnected: {view.lost}", ink.warn
     done, total = snapshot.scales_done, snapshot.schedule.scales.num_scales
@@ -68,13 +75,18 @@ def notice_of(view: View) -> tuple[str, Style]:
 
 
 def key_line(view: View, width: int, _height: int) -> list[Strip]:
-    """The footer: what can be pressed here, most important first."""
+    """The footer: the cell under the mouse, if there is one; else what can be pressed here, most important first."""
     ink = view.ink
+    if view.hover is not None and view.snapshot is not None:
+        return [row(fit([(f" {_hover_text(view, view.hover)}", ink.text)], width, ink.muted))]
     tail = [part for keys, word in _LAST for part in ((f" {keys}", ink.accent), (f" {word} ", ink.muted))]
     parts: list[Part] = []
     for keys, word in _hints(view.screen):
-        style = ink.strong if word == view.screen else ink.muted
-        entry: list[Part] = [(f" {keys}", ink.accent), (f" {word} ", style)]
+        here = word == SCREENS[view.screen].hint
+        entry: list[Part] = [(f" {keys}", ink.accent)]
+        # Where there is little room, the other screens are their keys alone.
+        if here or width >= _ROOM_FOR_NAMES or keys not in _SCREEN_KEYS:
+            entry.append((f" {word} ", ink.strong if here else ink.muted))
         if parts_width([*parts, *entry, *tail]) > width:
             break
         parts += entry
@@ -129,6 +141,10 @@ def _state_parts(view: View) -> list[Part]:
         progress += ", making the picture"
     if view.lost is not None:
         return [("○ disconnected", ink.warn), (progress, ink.muted)]
+    if view.paused:
+        return [("■ view paused", ink.warn), (progress, ink.muted)]
+    if snapshot.status == "live" and view.link is not None and view.link.state != "running":
+        return [(f"■ run {view.link.state}", ink.warn), (progress, ink.muted)]
     glyph, style = {
         "live": ("●", ink.accent),
         "done": ("✓", ink.good),
@@ -137,11 +153,21 @@ def _state_parts(view: View) -> list[Part]:
     return [(f"{glyph} {snapshot.status}", style), (progress, ink.muted)]
 
 
+def _hover_text(view: View, cursor: Cursor) -> str:
+    """A cell in one line: where it is, and what the metric says there."""
+    assert view.snapshot is not None  # key_line asks before
+    place = f"query {cursor.query_scale} · L{cursor.layer} h{cursor.head} · source {cursor.source_scale}"
+    return f"{place} · {METRICS[view.metric].title}: {cell_text(view.snapshot, view.metric, cursor)}"
+
+
 def _hints(screen: str) -> list[tuple[str, str]]:
     """(keys, word) of the footer's left side: the screens, moving, then this screen's own actions."""
     shown = [(action.shown, action.hint) for action in actions_of(screen) if action.hint]
-    screens = [hint for hint in shown if hint[1] in SCREENS]
+    screens = [hint for hint in shown if hint[0] in _SCREEN_KEYS]
     return [*screens, *HINTS_OF_PAIRS, *(hint for hint in shown if hint not in screens and hint not in _LAST)]
 
+
+_ROOM_FOR_NAMES = 120
+_SCREEN_KEYS = frozenset(screen.key for screen in SCREENS.values())
 
 _LAST = tuple((action.shown, action.hint) for action in ACTIONS if action.id in ("help", "quit"))

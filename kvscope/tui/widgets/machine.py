@@ -67,7 +67,8 @@ def log_tail(view: View, width: int, height: int) -> list[Strip]:
     ink, snapshot = view.ink, view.snapshot
     title = rule("log", width, ink)
     if snapshot is None:
-        return [title]
+        said = view.said[-max(1, height - 1) :]
+        return [title, *(row(fit([(f"  {units.printable(line)}", ink.text)], width, ink.muted)) for line in said)]
     if not len(snapshot.log):
         return [title, row([(" nothing logged yet", ink.muted)])]
     return [title, *(_log_line(view, snapshot, index, width) for index in _newest(len(snapshot.log), height - 1))]

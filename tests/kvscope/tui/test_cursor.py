@@ -36,3 +36,19 @@ def test_at_an_older_query_scale_the_cursor_stays() -> None:
     grown = Shape(5, 4, 2, 5)
 
     assert Cursor(query_scale=1).followed(SHAPE, grown).query_scale == 1
+
+
+def test_steps_go_layer_by_layer_from_one_query_scale_into_the_next() -> None:
+    last_layer = Cursor(query_scale=1, layer=3, head=1, source_scale=2)
+
+    assert last_layer.stepped(1, shape=SHAPE) == Cursor(2, 0, 1, 2)
+    assert last_layer.stepped(-4, shape=SHAPE) == Cursor(0, 3, 1, 2)
+    assert last_layer.stepped(99, shape=SHAPE) == Cursor(2, 3, 1, 2)
+
+
+def test_lanes_go_head_by_head_from_one_layer_into_the_next() -> None:
+    last_head = Cursor(query_scale=1, layer=0, head=1)
+
+    assert last_head.laned(1, shape=SHAPE) == Cursor(1, 1, 0)
+    assert last_head.laned(-99, shape=SHAPE) == Cursor(1, 0, 0)
+    assert last_head.laned(99, shape=SHAPE) == Cursor(1, 3, 1)

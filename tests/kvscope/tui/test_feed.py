@@ -2,16 +2,18 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
-import pytest
+import numpy as np
 from textual.message import Message
 
 from kvscope.errors import TraceFormatError
 from kvscope.recorder import Recorder
+from kvscope.trace import Trace
 from kvscope.tui.feed import Feed
-from kvscope.tui.messages import SnapshotTaken, TraceLost, TraceRefused
+from kvscope.tui.messages import AttentionTaken, RunSaid, SnapshotTaken, TraceLost, TraceRefused
 
 
 class Inbox:
@@ -130,7 +132,84 @@ def test_stopping_takes_less_than_a_second_and_leaves_no_thread(live_trace: Path
     assert not threads()
 
 
-@pytest.mark.parametrize("message", [SnapshotTaken(None), TraceLost(None)])  # type: ignore[arg-type]
-def test_a_newer_message_replaces_the_one_that_waits(message: Message) -> None:
-    assert message.can_replace(type(message)(None))  # type: ignore[call-arg]
+class Loading:
+    """A run that says two lines before it has a trace, or ends without one."""
+
+    def __init__(self, *, code: int | None = None) -> None:
+        self.code = code
+        self.lines = ("loading weights",)
+
+    def said(self) -> tuple[str, ...]:
+        return self.lines
+
+    def poll(self) -> int | None:
+        return self.code
+
+
+def test_a_run_that_is_loading_is_heard_until_its_trace_is_there(tmp_path: Path, tiny_trace: Path) -> None:
+    inbox, run, path = Inbox(), Loading(), tmp_path / "to-come.h5"
+    feed = Feed(path, inbox.post, launched=run)
+
+    feed.start()
+    inbox.wait(RunSaid)
+    run.lines = ("loading weights", "ready")
+    inbox.wait(RunSaid, 2)
+    path.write_bytes(tiny_trace.read_bytes())
+    (taken,) = inbox.wait(SnapshotTaken)
+    feed.stop()
+
+    assert [message.lines[-1] for message in inbox.of(RunSaid)] == ["loading weights", "ready"]  # type: ignore[attr-defined]
+    assert taken.snapshot.status == "done"  # type: ignore[attr-defined]
+
+
+def test_a_run_that_ends_without_a_trace_is_refused_with_its_last_line(tmp_path: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tmp_path / "never.h5", inbox.post, launched=Loading(code=4))
+
+    feed.start()
+    (refused,) = inbox.wait(TraceRefused)
+    feed.stop()
+
+    assert str(refused.error) == "loading weights"  # type: ignore[attr-defined]
+
+
+def test_maps_of_a_trace_that_has_none_are_told_to_be_none(tiny_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tiny_trace, inbox.post)
+    feed.start()
+    inbox.wait(SnapshotTaken)
+
+    feed.want((1, 0, 1))
+    (taken,) = inbox.wait(AttentionTaken)
+    feed.stop()
+
+    assert taken.attention.place == (1, 0, 1)  # type: ignore[attr-defined]
+    assert taken.attention.maps is None  # type: ignore[attr-defined]
+
+
+def test_maps_are_read_as_they_are_wanted_long_after_the_run(tmp_path: Path, fake_run: ModuleType) -> None:
+    job = replace(fake_run.fake_job(), attention_map="float32")
+    recorder = Recorder(tmp_path / "maps.h5", job)
+    with recorder:
+        fake_run.run(recorder)
+    inbox = Inbox()
+    feed = Feed(recorder.path, inbox.post)
+    feed.start()
+    inbox.wait(SnapshotTaken)
+
+    feed.want((3, 1, 1))
+    (taken,) = inbox.wait(AttentionTaken)
+    feed.stop()
+
+    with Trace.open(recorder.path) as trace:
+        np.testing.assert_array_equal(taken.attention.maps, trace.attention_map(3, 1, 1))  # type: ignore[attr-defined]
+
+
+def test_a_newer_message_of_the_same_feed_replaces_the_one_that_waits(tiny_trace: Path) -> None:
+    one, other = Feed(tiny_trace, print), Feed(tiny_trace, print)
+    message = TraceLost(one, None)
+
+    assert message.can_replace(TraceLost(one, "gone"))
+    assert not message.can_replace(TraceLost(other, "gone"))
+    assert not message.can_replace(RunSaid(one, ()))
     assert not message.can_replace(Message())

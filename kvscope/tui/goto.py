@@ -1,0 +1,48 @@
+"""Place: where a line like `map q7 l12 h3 s5 mass` leads; typed after the `:` key, or given as `--goto`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kvscope.errors import UsageError
+from kvscope.tui.cursor import Axis, Cursor, Shape
+from kvscope.tui.metrics import METRICS
+from kvscope.tui.screens import SCREENS
+
+_AXES: dict[str, Axis] = {"q": "query_scale", "l": "layer", "h": "head", "s": "source_scale"}
+_WORD = re.compile(r"([qlhs])(\d{1,6})")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A screen, a metric and some axes of the cursor; None, or absent: as they are."""
+
+    screen: str | None = None
+    metric: str | None = None
+    axes: tuple[tuple[Axis, int], ...] = ()
+
+    def of(self, cursor: Cursor, shape: Shape) -> Cursor:
+        """The cursor with these axes set, as far as the shape goes."""
+        for axis, index in self.axes:
+            cursor = cursor.at(axis, index, shape=shape)
+        return cursor
+
+
+NOWHERE = Place()
+
+
+def parse(line: str) -> Place:
+    """The place that a line describes. Raises UsageError for a word that means nothing."""
+    place = NOWHERE
+    for word in line.lower().split():
+        axis = _WORD.fullmatch(word)
+        if axis is not None:
+            place = Place(place.screen, place.metric, (*place.axes, (_AXES[axis[1]], int(axis[2]))))
+        elif word in METRICS:
+            place = Place(place.screen, word, place.axes)
+        elif word in SCREENS:
+            place = Place(word, place.metric, place.axes)
+        else:
+            raise UsageError(f"{word!r} leads nowhere; give words like q7 l12 h3 s5, a metric or a screen")
+    return place
