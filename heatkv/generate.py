@@ -119,16 +119,16 @@ def generate(
         _check_bits(forced_bits, len(texts), model.config, scales)
     text = model.encode_text(texts, negatives, guided=sampling.guided)
     path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, requested=attention)
-    run = _Run(model, text, scales, schedule, sampling, path, probe)
+    run = Run(model, text, scales, schedule, sampling, path, probe)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
     finally:
-        run.cache.clear()
+        run.close()
     return Generation(bits, codes, vae.decode_rgb(codes) if vae is not None else None)
 
 
-class _Run:
-    """The state of one call of generate: text, cache, and where the loop is."""
+class Run:
+    """The state of one generation: text, cache, and where the loop is. `close` it when it is over."""
 
     def __init__(
         self,
@@ -155,9 +155,14 @@ class _Run:
         self.step_read = np.zeros((schedule.num_heads, self.scales.num_scales), np.int64)
         self.step_attended: Attended | None = None
 
+    def close(self) -> None:
+        """Let go of the cache's memory."""
+        self.cache.clear()
+
     def all_scales(
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Every scale in turn: the bits of each, and the codes they sum up to; see `generate`."""
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         self.probe.run_started(self._run_start())
         summed = self.codes.zeros(batch, self.device)

@@ -6,6 +6,7 @@ Every function of a number takes None or NaN for a value that was not measured, 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 
 NOT_MEASURED = "not measured"
@@ -16,6 +17,7 @@ _JOINERS = "\u200c\u200d"
 """Of those, what scripts and emoji are spelled with."""
 
 _BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_BYTES = re.compile(r"(\d+(?:\.\d+)?)\s*([kKmMgGtTpP]?)([iI])?[bB]?")
 _AGES = ((60, 1, "s"), (3_600, 60, "min"), (86_400, 3_600, "h"))
 _SHORT_TIMES = ((1_000, 1, "ns"), (1_000_000, 1_000, "µs"), (1_000_000_000, 1_000_000, "ms"), (60e9, 1e9, "s"))
 
@@ -29,6 +31,17 @@ def bytes_text(num_bytes: float | None, *, absent: str = NOT_MEASURED) -> str:
     while abs(value) >= 1023.5 and unit < len(_BYTE_UNITS) - 1:
         value, unit = value / 1024, unit + 1
     return f"{value:.0f} B" if unit == 0 else f"{_three_digits(value)} {_BYTE_UNITS[unit]}"
+
+
+def parse_bytes(text: str) -> int:
+    """The bytes that a text like `512`, `321MiB`, `1.5 gib` or `40MB` says. Raises ValueError for any other."""
+    found = _BYTES.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is no amount of bytes; expected one like 321MiB, 40MB or 512B")
+    prefix = found[2].lower()
+    base = 1024 if found[3] else 1000
+    power = " kmgtp".index(prefix) if prefix else 0
+    return round(float(found[1]) * float(base**power))
 
 
 def duration_text(duration_ns: float | None, *, absent: str = NOT_MEASURED) -> str:

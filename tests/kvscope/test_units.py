@@ -14,6 +14,7 @@ from kvscope.units import (
     duration_text,
     fraction_text,
     head_tokens_text,
+    parse_bytes,
     printable,
     seconds_text,
     tokens_text,
@@ -126,3 +127,17 @@ def test_printable_text_is_one_line_that_can_be_encoded_and_stays_as_it_is(text:
 )  # fmt: skip
 def test_an_age_has_one_unit_and_is_rounded_down(seconds: float, text: str) -> None:
     assert age_text(seconds * 1e9) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [("512", 512), ("512B", 512), ("321MiB", 321 << 20), ("40MB", 40_000_000), ("1.5 gib", 3 << 29), ("2k", 2000)],
+)
+def test_amounts_of_bytes_are_read_in_binary_and_in_decimal_units(text: str, num_bytes: int) -> None:
+    assert parse_bytes(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1", "1e9", "3 apples", "1.MiB"])
+def test_what_is_no_amount_of_bytes_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="no amount of bytes"):
+        parse_bytes(text)

@@ -1,0 +1,202 @@
+"""Forced runs: what a pruning schedule does by itself, at the bits that a reference run made.
+
+Both runs see the same bits at every scale, so that nothing differs but what the caches hold. Told per scale: how far
+the distributions of the bits lie apart (KL, nats per bit) and how many bits would more likely be the other one; and per
+layer and head how far attention's output is off when its inputs are the reference's: an error of that head alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from heatkv.attention import Path, attend, choose_path
+from heatkv.cache import KVCache
+from heatkv.generate import Run, Sampling
+from heatkv.probe import Capture, RunStart, ScaleInfo, StepInfo
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.scales import ScaleSchedule
+    from heatkv.schedule import PruningSchedule
+    from heatkv.transformer import Infinity, TextContext
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a run is made of besides its schedule: the model, its text, and how bits are drawn."""
+
+    model: Infinity
+    text: Tensor
+    """[tokens, text_width]: the encoder's features of one prompt."""
+    scales: ScaleSchedule
+    sampling: Sampling
+    negative: Tensor | None = None
+    """The same of a negative prompt; None: the learned one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A run with a schedule whose bits and logits others are held against."""
+
+    prompt: Prompt
+    schedule: PruningSchedule
+    bits: tuple[Tensor, ...]
+    """Per scale, [1, tokens, bits] uint8."""
+    logits: tuple[Tensor, ...]
+    """Per scale, [1, tokens, 2 * bits] float32, after temperature and guidance."""
+
+    @classmethod
+    def of(
+        cls, prompt: Prompt, schedule: PruningSchedule, *, bits: Sequence[Tensor] | None = None, seed: int | None = None
+    ) -> Reference:
+        """Run it: at the given bits, or drawing its own with `seed`."""
+        listener = _Logits()
+        made = _run(prompt, schedule, listener, bits=bits, seed=seed)
+        return cls(prompt, schedule, made, tuple(listener.logits))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ForcedError:
+    """How far a schedule leads from the reference, at the reference's bits."""
+
+    kl: NDArray[np.float64]
+    """[scale]: mean over tokens and bits of KL(reference || this), in nats per bit."""
+    flips: NDArray[np.float64]
+    """[scale]: fraction of bits whose likelier value is the other one."""
+    tokens: NDArray[np.int64]
+    """[scale]: tokens of each, for means over the image."""
+
+    @property
+    def mean_kl(self) -> float:
+        """Over all bits of the image."""
+        return float((self.kl * self.tokens).sum() / self.tokens.sum())
+
+    @property
+    def mean_flips(self) -> float:
+        """Over all bits of the image."""
+        return float((self.flips * self.tokens).sum() / self.tokens.sum())
+
+
+def forced_error(reference: Reference, schedule: PruningSchedule) -> ForcedError:
+    """Run `schedule` at the reference's bits and compare logits."""
+    listener = _Logits()
+    _run(reference.prompt, schedule, listener, bits=reference.bits)
+    pairs = list(zip(reference.logits, listener.logits, strict=True))
+    return ForcedError(
+        np.array([bit_kl(ours, theirs) for ours, theirs in pairs]),
+        np.array([bit_flips(ours, theirs) for ours, theirs in pairs]),
+        np.array(reference.prompt.scales.tokens),
+    )
+
+
+def bit_kl(reference: Tensor, other: Tensor) -> float:
+    """Mean KL(reference || other) of the bits of one scale, in nats; logits [batch, tokens, 2 * bits]."""
+    ours, theirs = (logits.double().unflatten(-1, (-1, 2)).log_softmax(-1) for logits in (reference, other))
+    return max(0.0, float((ours.exp() * (ours - theirs)).sum(-1).mean()))
+
+
+def bit_flips(reference: Tensor, other: Tensor) -> float:
+    """Fraction of the bits whose likelier value differs; logits as in `bit_kl`. A tie counts as bit 0."""
+    ours, theirs = (logits.unflatten(-1, (-1, 2)) for logits in (reference, other))
+    return float(((ours[..., 1] > ours[..., 0]) != (theirs[..., 1] > theirs[..., 0])).double().mean())
+
+
+def attention_error(reference: Reference, schedule: PruningSchedule) -> NDArray[np.float64]:
+    """[scale, layer, head]: |out - reference's out| / |reference's out| over queries and rows, at the reference's inputs.
+
+    One pass of the reference, with a second cache that obeys `schedule` and is fed the same keys and values.
+    """
+    prompt, config = reference.prompt, reference.prompt.model.config
+    errors = np.zeros((prompt.scales.num_scales, config.num_layers, config.num_heads))
+    with torch.inference_mode():
+        run = _shadowed(prompt, reference.schedule, schedule, errors)
+        try:
+            run.all_scales(1, None, reference.bits)
+        finally:
+            run.close()
+    return errors
+
+
+def _shadowed(
+    prompt: Prompt, schedule: PruningSchedule, other: PruningSchedule, errors: NDArray[np.float64]
+) -> _ShadowedRun:
+    run = _ShadowedRun(*_parts(prompt, schedule), _Logits())
+    run.errors = errors
+    run.shadow = KVCache(
+        other, rows=run.text.rows, head_dim=prompt.model.config.head_dim, dtype=prompt.model.kv_dtype, device=run.device
+    )
+    return run
+
+
+class _ShadowedRun(Run):
+    """A run that also asks, at every layer, what a second cache would have given."""
+
+    shadow: KVCache
+    errors: NDArray[np.float64]
+
+    def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out = super()._attend(layer, q, k, v)
+        visible = self.shadow.visible(layer, query_scale=self.query_scale, keys=k, values=v)
+        other = attend(q, visible, self.scales, path=self.path).out
+        self.shadow.store(layer, query_scale=self.query_scale, keys=k, values=v)
+        gap, size = ((x.double() ** 2).sum(dim=(0, 2, 3)) for x in (out - other, out))
+        self.errors[self.query_scale, layer] = (
+            (gap / size.clamp_min(torch.finfo(torch.double).tiny)).sqrt().cpu().numpy()
+        )
+        return out
+
+    def close(self) -> None:
+        super().close()
+        self.shadow.clear()
+
+
+class _Logits:
+    """A Probe that keeps the logits."""
+
+    capture = Capture()
+
+    def __init__(self) -> None:
+        self.logits: list[Tensor] = []
+
+    def run_started(self, start: RunStart) -> None:
+        self.logits = []
+
+    def step_done(self, step: StepInfo) -> None:
+        return
+
+    def scale_done(self, scale: ScaleInfo) -> None:
+        self.logits.append(scale.logits.float())
+
+
+@torch.inference_mode()
+def _run(
+    prompt: Prompt,
+    schedule: PruningSchedule,
+    listener: _Logits,
+    *,
+    bits: Sequence[Tensor] | None,
+    seed: int | None = None,
+) -> tuple[Tensor, ...]:
+    run = Run(*_parts(prompt, schedule), listener)
+    try:
+        return run.all_scales(1, seed, bits)[0]
+    finally:
+        run.close()
+
+
+def _parts(
+    prompt: Prompt, schedule: PruningSchedule
+) -> tuple[Infinity, TextContext, ScaleSchedule, PruningSchedule, Sampling, Path]:
+    model, scales = prompt.model, prompt.scales
+    schedule.validate(model.config, scales)
+    negatives = None if prompt.negative is None else [prompt.negative]
+    text = model.encode_text([prompt.text], negatives, guided=prompt.sampling.guided)
+    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim)
+    return model, text, scales, schedule, prompt.sampling, path
