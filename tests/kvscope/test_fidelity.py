@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from heatkv.errors import OutputError
+from kvscope.errors import UsageError
+from kvscope.fidelity import BAND, Fidelity, Trial, rank_correlation
+
+SIZES = ((1, 1), (2, 2))
+
+
+def trials(*, noise: float = 0.0, count: int = 60) -> list[Trial]:
+    """KL = 3 lost^1.5, flips = lost; three prompts."""
+    generator = np.random.default_rng(0)
+    lost = 10 ** generator.uniform(-4, -1, count)
+    error = 10 ** (noise * generator.standard_normal(count))
+    return [
+        Trial(index % 3, "random", float(loss), float(3 * loss**1.5 * one), float(loss * one))
+        for index, (loss, one) in enumerate(zip(lost, error, strict=True))
+    ]
+
+
+def test_the_line_behind_the_trials_is_found() -> None:
+    learnt = Fidelity.learnt("m", SIZES, trials())
+    band = learnt.predict("kl", 0.01)
+
+    assert band is not None
+    assert band.middle == pytest.approx(3 * 0.01**1.5, rel=1e-6)
+    assert learnt.lines["kl"].rank_correlation == pytest.approx(1)
+    assert learnt.lines["flips"].slope == pytest.approx(1)
+
+
+def test_eight_of_ten_fall_within_the_band() -> None:
+    learnt = Fidelity.learnt("m", SIZES, trials(noise=0.2, count=900))
+
+    inside = 0
+    fresh = trials(noise=0.2, count=1000)[900:]
+    for trial in fresh:
+        band = learnt.predict("kl", trial.lost)
+        inside += band is None or band.low <= trial.kl <= band.high
+
+    assert learnt.lines["kl"].spread == pytest.approx(0.2, rel=0.1)
+    assert math.erf(BAND / math.sqrt(2)) == pytest.approx(0.8, abs=1e-4)
+    assert 65 <= inside <= 95
+
+
+@pytest.mark.parametrize("lost", [1e-9, 0.9, math.nan])
+def test_past_what_was_tried_nothing_is_predicted(lost: float) -> None:
+    assert Fidelity.learnt("m", SIZES, trials()).predict("kl", lost) is None
+
+
+def test_nothing_lost_is_nothing_wrong() -> None:
+    band = Fidelity.learnt("m", SIZES, trials()).predict("flips", 0.0)
+
+    assert band is not None
+    assert (band.low, band.high) == (0.0, 0.0)
+
+
+def test_too_few_trials_are_refused() -> None:
+    with pytest.raises(UsageError, match="learning needs 10, of 2 prompts or more"):
+        Fidelity.learnt("m", SIZES, trials(count=9))
+
+
+def test_a_file_comes_back_as_it_was_and_is_not_overwritten(tmp_path: Path) -> None:
+    learnt = Fidelity.learnt("m", SIZES, trials(noise=0.1))
+    path = learnt.save(tmp_path / "fidelity.json")
+
+    assert Fidelity.load(path) == learnt
+    assert learnt.fits("m", SIZES)
+    assert not learnt.fits("m", SIZES[:1])
+    with pytest.raises(OutputError):
+        learnt.save(path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "no json", '{"format": "kvscope.fidelity", "version": 1}'])
+def test_what_is_no_such_file_is_refused_in_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(content)
+
+    with pytest.raises(UsageError, match=r"a file made by `kvscope fidelity`$"):
+        Fidelity.load(path)
+
+
+def test_rank_correlation_takes_ties_at_their_mean() -> None:
+    assert rank_correlation([1, 2, 2, 3], [10, 20, 20, 30]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert math.isnan(rank_correlation([1, 1], [1, 2]))
