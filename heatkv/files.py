@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from heatkv.errors import OutputError
 
 if TYPE_CHECKING:
-    from heatkv.errors import HeatKVError
+    pass
 
 
 def check_new(path: Path, *, overwrite: bool = False) -> Path:
@@ -103,7 +103,7 @@ def place(beside: Path, target: Path, *, overwrite: bool) -> None:
         beside.unlink()
 
 
-def read_text(path: Path, *, expected: str, error: type[HeatKVError]) -> str:
+def read_text(path: Path, *, expected: str, error: type[Exception]) -> str:
     """The text of a UTF-8 file, without a byte-order mark. Raises `error`, naming what was `expected`.
 
     Only regular files: reading a pipe would wait for its writer for ever.
@@ -120,7 +120,7 @@ def read_text(path: Path, *, expected: str, error: type[HeatKVError]) -> str:
     raise error(f"{path}: not a regular file; expected {expected}")
 
 
-def read_json(path: Path, *, expected: str, error: type[HeatKVError]) -> Any:  # Any: whatever the file holds
+def read_json(path: Path, *, expected: str, error: type[Exception]) -> Any:  # Any: whatever the file holds
     """The value in a JSON file. Raises `error`, naming what was `expected`, if it is missing or not JSON."""
     text = read_text(path, expected=expected, error=error)
     try:

@@ -40,7 +40,7 @@ class Recorded(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Estimate:
-    """A schedule's consequences. Every number is estimated, but for tokens, which are exact if the schedule is obeyed."""
+    """What a schedule would do. Estimated, but for tokens and bytes, which are exact if the schedule is obeyed."""
 
     held_tokens: NDArray[np.int64]
     """After each step, over all layers and heads: [num_steps]."""

@@ -24,7 +24,7 @@ from kvscope.maps import (
 )
 
 FORMAT = "kvscope.trace"
-VERSION = (1, 0)
+VERSION = (1, 1)
 """(major, minor). A reader takes its own major; a newer minor only adds what older readers ignore."""
 
 LEVELS = ("info", "warning", "error")
@@ -284,6 +284,12 @@ ARRAYS = (
           fill=NOT_MEASURED_CODE, compressed=True, late=True, attributes=(("grid", MAP_GRID), ("codes", MAP_CODES),
           ("code_floor", MAP_FLOOR), ("not_measured_code", NOT_MEASURED_CODE), ("zero_code", ZERO_CODE),
           ("floor_code", FLOOR_CODE), ("one_code", ONE_CODE))),
+    Table("forced_kl", ("query_scale",), "Of a forced run: mean over tokens and bits of KL(parent || this run), at the "
+          "parent's bits; NaN: not measured", "nat", "f4", chunk=(16,), fill=float("nan")),
+    Table("forced_flips", ("query_scale",), "Of a forced run: share of the bits whose likelier value is not the "
+          "parent's; NaN: not measured", "1", "f4", chunk=(16,), fill=float("nan")),
+    Table("attention_error", _HEAD_SCALES[:3], "Of a forced run: |output - the parent's| / |the parent's| of the head's "
+          "attention, at the parent's inputs; NaN: not measured", "1", "f4", chunk=(1, 0, 0), fill=float("nan")),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",
           chunk=(1, 1024, 0)),
     Table("preview", ("query_scale", "preview_y", "preview_x", "rgb"), "Picture decoded after the scale "

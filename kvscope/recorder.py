@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from kvscope.nvml import GpuSampler
 
 Preview = Callable[[Any], "NDArray[np.uint8]"]  # Any: a torch tensor of codes, which this file need not know
+Measure = Callable[["ScaleInfo"], Mapping[str, "NDArray[np.generic]"]]
+"""What else to record of a finished scale: table along query scales → its one row."""
 Ending = Literal["done", "failed", "cancelled"]
 
 QUEUE_SLOTS = 64
@@ -105,6 +107,7 @@ class Recorder:
         overwrite: bool = False,
         sampler: GpuSampler | None = None,
         preview: Preview | None = None,
+        measure: Measure | None = None,
         parent_run_id: str | None = None,
         control_socket: str | None = None,
         filter: str = DEFAULT_FILTER,  # noqa: A002  # as the trace's header calls it
@@ -124,7 +127,7 @@ class Recorder:
         self._target = check_output(self.path, overwrite=overwrite)
         self._overwrite = overwrite
         self._sampler = sampler
-        self._preview = preview
+        self._preview, self._measure = preview, measure
         self._known = {
             "run_id": self.run_id,
             "parent_run_id": parent_run_id,
@@ -250,6 +253,8 @@ class Recorder:
             begin_ns = time.monotonic_ns()
             arrays["preview"] = self._preview(scale.codes)
             self._cost.add(preview_ns=time.monotonic_ns() - begin_ns)
+        if self._measure is not None:
+            arrays |= self._measure(scale)
         memory = rows.memory_row(time.monotonic_ns(), self._start.device)
         step_rows = rows.step_rows(steps)
         arrays["scale_summary"] = rows.summary_row(step_rows, arrays["kept_tokens"], arrays["read_tokens"])

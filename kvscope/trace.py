@@ -157,6 +157,21 @@ class Trace:
         """[scales_done, layer, head, source_scale]: the same of the unconditional rows."""
         return self._table("attention_mass_uncond")
 
+    @property
+    def forced_kl(self) -> NDArray[np.float32]:
+        """[scales_done]: of a forced run, mean KL of the bits from the parent's, in nats; NaN: not measured."""
+        return self._scales_of("forced_kl")
+
+    @property
+    def forced_flips(self) -> NDArray[np.float32]:
+        """[scales_done]: of a forced run, share of the bits whose likelier value is not the parent's."""
+        return self._scales_of("forced_flips")
+
+    @property
+    def attention_error(self) -> NDArray[np.float32]:
+        """[scales_done, layer, head]: of a forced run, relative error of the head's output; NaN: not measured."""
+        return self._scales_of("attention_error")
+
     def attention_map(self, query_scale: int, layer: int, head: int) -> NDArray[np.float32]:
         """[source_scale, map_y, map_x]: attention that each cell of tokens receives; NaN: not measured, or not visible.
 
@@ -274,6 +289,13 @@ class Trace:
             known.flags.writeable = False
             self._rows[name] = known
         return known
+
+    def _scales_of(self, name: str) -> NDArray[np.float32]:
+        """A table along query scales that older traces have not: then NaN."""
+        if self._has(name):
+            return cast("NDArray[np.float32]", self._table(name))
+        shape = (self.scales_done, self.header.num_layers, self.header.num_heads)[: len(TABLES[name].axes)]
+        return np.full(shape, np.nan, np.float32)
 
     def _has(self, name: str) -> bool:
         with self._reading():

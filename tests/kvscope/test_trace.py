@@ -20,7 +20,7 @@ import xarray
 from kvscope import liveness
 from kvscope import trace as trace_module
 from kvscope.errors import TraceError, TraceFormatError, TraceVersionError
-from kvscope.format import AXES, TABLES
+from kvscope.format import AXES, TABLES, VERSION
 from kvscope.maps import MAP_ERROR
 from kvscope.recorder import Recorder
 from kvscope.trace import CRASHED_MESSAGE, Trace
@@ -43,7 +43,7 @@ def test_the_header_says_what_the_run_was(tiny_trace: Path, fake_run: ModuleType
     with Trace.open(tiny_trace) as trace:
         header = trace.header
 
-    assert header.format_version == (1, 0)
+    assert header.format_version == VERSION
     assert header.job == fake_run.fake_job()
     assert header.scales == fake_run.SCALES
     assert (header.num_layers, header.num_heads, header.head_dim, header.rows) == (3, 2, 4, 2)

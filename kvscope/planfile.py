@@ -1,0 +1,237 @@
+"""PlanFile: a reviewed change of a run's schedule, with all that it was made from, so that a stale one is refused.
+
+It holds the edits and the schedule they lead to, totals before and after, and hashes of the parent trace, its schedule,
+the head orders and the model's shape. Applying runs exactly this schedule.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from heatkv.files import read_json, write_new
+from heatkv.schedule import PruningSchedule
+from kvscope.errors import UsageError
+from kvscope.job import Job
+
+if TYPE_CHECKING:
+    from kvscope.draft import Draft
+    from kvscope.estimate import Estimate
+    from kvscope.fidelity import Fidelity
+    from kvscope.trace import Trace
+
+FORMAT, VERSION = "kvscope.plan", 1
+_EXPECTED = "a plan file made by `kvscope plan --save-plan`"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """A schedule in numbers; all but tokens and bytes estimated, None: unknown."""
+
+    schedule_sha256: str
+    policy: str
+    budget: float | None
+    sink_scales: int
+    peak_tokens: int
+    peak_bytes: int
+    peak_query_scale: int
+    peak_layer: int
+    lost: float | None
+    """Share of attention mass."""
+    kl: tuple[float, float, float] | None
+    """Forced KL in nats per bit: low, middle and high of what is predicted."""
+    flips: tuple[float, float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFile:
+    """A change, reviewable."""
+
+    created_ns: int
+    parent: str
+    """The trace that is changed."""
+    parent_run_id: str
+    parent_sha256: str
+    """Of the trace file."""
+    orders: str | None
+    """The file of head orders that a policy used; None: none, or the model's own."""
+    orders_sha256: str | None
+    model: str
+    shape: tuple[int, int, int]
+    """Layers, heads, scales."""
+    bytes_per_token: int
+    edits: tuple[str, ...]
+    before: Totals
+    after: Totals
+    changed_head_scales: int
+    unknown_cells: int
+    """Head-scales at query scales that the parent never attended to: nothing is known of what they give."""
+    job: Job
+    """What will run."""
+    schedule: PruningSchedule
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        facts = {name: getattr(self, name) for name in _FACTS}
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            **facts,
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "job": self.job.to_json(),
+            "schedule": self.schedule.to_json(),
+        }
+
+    def save(self, path: Path, *, overwrite: bool = False) -> Path:
+        """Write the JSON file. Raises OutputError if it exists, unless `overwrite`."""
+        return write_new(path, json.dumps(self.to_json()).encode() + b"\n", overwrite=overwrite)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file made by `save`. Raises UsageError saying what is wrong with it."""
+        record = read_json(path, expected=_EXPECTED, error=UsageError)
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
+            raise UsageError(f"{path}: not a plan of version {VERSION}; expected {_EXPECTED}")
+        try:
+            plan = cls(
+                **{name: _tupled(record[name]) for name in _FACTS},
+                before=_totals(record["before"]),
+                after=_totals(record["after"]),
+                job=Job.from_json(record["job"]),
+                schedule=PruningSchedule.from_json(record["schedule"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UsageError(f"{path}: damaged ({error}); expected {_EXPECTED}") from None
+        if plan.schedule.content_hash != plan.after.schedule_sha256:
+            raise UsageError(f"{path}: its schedule is not the one that was reviewed; make the plan again")
+        return plan
+
+    def stale(self) -> list[str]:
+        """What has changed since the plan was made, a line each; empty: nothing."""
+        changes = []
+        parent = Path(self.parent)
+        if not parent.exists():
+            changes.append(f"the parent trace {self.parent} is gone")
+        elif file_sha256(parent) != self.parent_sha256:
+            changes.append(f"the parent trace {self.parent} has another content than when the plan was made")
+        if self.orders is not None and self.orders_sha256 is not None:
+            orders = Path(self.orders)
+            if not orders.exists():
+                changes.append(f"the head orders {self.orders} are gone")
+            elif file_sha256(orders) != self.orders_sha256:
+                changes.append(f"the head orders {self.orders} have another content than when the plan was made")
+        changes += self._changed_model()
+        return changes
+
+    def check(self) -> None:
+        """Raises UsageError naming everything that has changed since the plan was made."""
+        changes = self.stale()
+        if changes:
+            raise UsageError(f"the plan is stale: {'; '.join(changes)}; review the change anew and save another plan")
+
+    def _changed_model(self) -> list[str]:
+        # Deferred to where it is asked: a plan can be read without knowing its model.
+        from heatkv.config import MODELS
+
+        config = MODELS.get(self.model)
+        if config is None:
+            return [f"there is no model {self.model} any more"]
+        shape = config.num_layers, config.num_heads, self.schedule.scales.num_scales
+        return [] if shape == self.shape else [f"{self.model} has shape {shape}, it had {self.shape}"]
+
+
+_FACTS = (
+    "created_ns", "parent", "parent_run_id", "parent_sha256", "orders", "orders_sha256", "model", "shape",
+    "bytes_per_token", "edits", "changed_head_scales", "unknown_cells",
+)  # fmt: skip
+"""Fields that are JSON as they are."""
+
+
+def plan_file(
+    trace: Trace,
+    draft: Draft,
+    edits: Sequence[str],
+    *,
+    after: Estimate,
+    before: Estimate,
+    job: Job,
+    orders: Path | None = None,
+    fidelity: Fidelity | None = None,
+) -> PlanFile:
+    """The plan that turns a recorded run into what the draft says. Raises UsageError if the draft has a problem."""
+    if draft.problem is not None:
+        raise UsageError(f"the last edit cannot be met: {draft.problem.text}")
+    return PlanFile(
+        created_ns=time.time_ns(),
+        parent=str(trace.path),
+        parent_run_id=trace.header.run_id,
+        parent_sha256=file_sha256(trace.path),
+        orders=None if orders is None else str(orders),
+        orders_sha256=None if orders is None else file_sha256(orders),
+        model=trace.header.model,
+        shape=draft.ground.shape,
+        bytes_per_token=draft.ground.bytes_per_token,
+        edits=tuple(edits),
+        before=totals(draft.start, before, fidelity),
+        after=totals(draft.schedule, after, fidelity),
+        changed_head_scales=int(np.count_nonzero(draft.schedule.drop_step != draft.start.drop_step)),
+        unknown_cells=after.unknown_cells,
+        job=job,
+        schedule=draft.schedule,
+    )
+
+
+def totals(schedule: PruningSchedule, estimated: Estimate, fidelity: Fidelity | None) -> Totals:
+    """A schedule's numbers, the predicted ones where there is something to predict from."""
+    lost = None if math.isnan(estimated.lost) else estimated.lost
+    return Totals(
+        schedule_sha256=schedule.content_hash,
+        policy=schedule.policy,
+        budget=schedule.budget,
+        sink_scales=schedule.sink_scales,
+        peak_tokens=schedule.peak_tokens,
+        peak_bytes=estimated.peak_bytes,
+        peak_query_scale=estimated.peak_step // schedule.num_layers,
+        peak_layer=estimated.peak_step % schedule.num_layers,
+        lost=lost,
+        kl=_predicted(fidelity, schedule, "kl", lost),
+        flips=_predicted(fidelity, schedule, "flips", lost),
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file. Raises UsageError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror or error}") from None
+    return digest.hexdigest()
+
+
+def _predicted(
+    fidelity: Fidelity | None, schedule: PruningSchedule, measure: str, lost: float | None
+) -> tuple[float, float, float] | None:
+    if fidelity is None or lost is None or not fidelity.fits(schedule.model, schedule.scales.sizes):
+        return None
+    band = fidelity.predict(measure, lost)
+    return None if band is None else (band.low, band.middle, band.high)
+
+
+def _totals(record: Mapping[str, Any]) -> Totals:  # Any: JSON values
+    return Totals(**{name: _tupled(value) for name, value in record.items()})
+
+
+def _tupled(value: Any) -> Any:  # Any: JSON values
+    return tuple(value) if isinstance(value, list) else value

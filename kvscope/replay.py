@@ -1,0 +1,190 @@
+"""Replay: what a schedule alone does to a recorded run, measured by running the model again at the parent's bits.
+
+`measure_of` is for one forced run that is recorded; `tried` tries many schedules on a recorded run without recording
+any; `designed` makes the schedules that a fidelity is learnt from. torch is imported only inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from heatkv.config import model_config
+from heatkv.errors import BudgetError
+from heatkv.policies.full import keep_everything
+from heatkv.schedule import PruningSchedule, minimum_budget, own_steps
+from kvscope.draft import Ground
+from kvscope.errors import UsageError
+from kvscope.estimate import estimate
+from kvscope.fidelity import Fidelity, Trial
+from kvscope.trace import Trace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.forced import ForcedError, Reference
+    from heatkv.pipeline import Pipeline
+    from kvscope.job import Job
+    from kvscope.recorder import Measure
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One schedule on one recorded run."""
+
+    schedule: PruningSchedule
+    peak_bytes: int
+    """Estimated, and exact if the schedule is obeyed."""
+    lost: float
+    """Estimated: share of attention mass."""
+    kl: float
+    """Forced, as the next."""
+    flips: float
+
+
+def reference_of(trace: Trace, pipeline: Pipeline) -> Reference:
+    """The recorded run again, at its own bits and with its own schedule. Raises UsageError if it is not finished."""
+    # Deferred: torch takes more than a second to import.
+    import torch
+
+    from heatkv.forced import Prompt, Reference
+    from heatkv.generate import Sampling
+
+    job, scales = trace.header.job, trace.schedule.scales
+    if trace.scales_done < scales.num_scales:
+        raise UsageError(f"{trace.path}: holds {trace.scales_done} scales; forcing bits needs a finished run")
+    texts = [job.prompt, *([] if job.negative_prompt is None else [job.negative_prompt])]
+    features = pipeline.encoder.encode(texts)
+    sampling = Sampling(cfg=job.cfg, tau=job.tau, top_k=job.top_k, top_p=job.top_p)
+    prompt = Prompt(pipeline.transformer, features[0], scales, sampling, features[1] if len(features) > 1 else None)
+    bits = [torch.from_numpy(trace.bits(scale).copy()) for scale in range(scales.num_scales)]
+    return Reference.of(prompt, trace.schedule, bits=bits)
+
+
+def measure_of(job: Job, pipeline: Pipeline, schedule: PruningSchedule) -> Measure | None:
+    """What a forced job records of every scale beside all else; None: the job is not forced.
+
+    Runs the parent once for its logits, and once more for the error of each head's attention.
+    """
+    if job.mode != "forced" or job.parent is None:
+        return None
+    # Deferred: torch, as in reference_of.
+    from heatkv.forced import attention_error, bit_flips, bit_kl
+
+    with Trace.open(Path(job.parent)) as parent:
+        reference = reference_of(parent, pipeline)
+    errors = attention_error(reference, schedule).astype(np.float32)
+
+    def measure(scale: Any) -> Mapping[str, NDArray[np.generic]]:  # Any: heatkv.probe.ScaleInfo, with torch tensors
+        query_scale = scale.query_scale
+        ours, theirs = reference.logits[query_scale], scale.logits.float()
+        return {
+            "forced_kl": np.float32(bit_kl(ours, theirs)),
+            "forced_flips": np.float32(bit_flips(ours, theirs)),
+            "attention_error": errors[query_scale],
+        }
+
+    return measure
+
+
+def tried(trace: Trace, pipeline: Pipeline, schedules: Sequence[PruningSchedule]) -> Iterator[Tried]:
+    """Each schedule, estimated from the trace and measured by a forced run."""
+    # Deferred: torch, as in reference_of.
+    from heatkv.forced import forced_error
+
+    reference = reference_of(trace, pipeline)
+    for schedule in schedules:
+        guess = estimate(trace, schedule)
+        error: ForcedError = forced_error(reference, schedule)
+        yield Tried(schedule, guess.peak_bytes, guess.lost, error.mean_kl, error.mean_flips)
+
+
+def learnt(traces: Sequence[Path], pipeline: Pipeline, *, count: int, seed: int) -> Fidelity:
+    """A fidelity from `count` schedules on each recorded run. Raises UsageError unless the runs are of one model, kept
+    everything, and measured their attention."""
+    trials: list[Trial] = []
+    model, sizes = None, None
+    for index, path in enumerate(traces):
+        with Trace.open(path) as trace:
+            _check_full(trace)
+            here = trace.header.model, trace.header.scales.sizes
+            if model is not None and here != (model, sizes):
+                raise UsageError(
+                    f"{path}: of {here[0]}, the others of {model}, or at other scales; learn from one kind"
+                )
+            model, sizes = here
+            schedules = designed(ground_of(trace), count=count, seed=seed + index)
+            trials += [
+                Trial(index, one.schedule.policy, one.lost, one.kl, one.flips)
+                for one in tried(trace, pipeline, schedules)
+            ]
+    if model is None or sizes is None:
+        raise UsageError("no trace to learn from; give at least two")
+    return Fidelity.learnt(model, sizes, trials)
+
+
+def ground_of(trace: Trace) -> Ground:
+    """What editing a recorded run's schedule cannot change; with the orders that its job names, or the model's own."""
+    header = trace.header
+    config = model_config(header.model)
+    return Ground(config, header.scales, header.bytes_per_token, orders_of(header.job))
+
+
+def orders_of(job: Job) -> Any:  # Any: HeadOrders or None; the type is known only where they are
+    """The head orders that a job plans with, else those that come with its model; None: there are none."""
+    # Deferred: reading a calibration takes h5py, which not every caller needs.
+    from heatkv.bundled import bundled_orders
+    from kvscope.plan import load_orders
+
+    config = model_config(job.model)
+    path = Path(job.orders) if job.orders is not None and Path(job.orders).exists() else bundled_orders(config)
+    return None if path is None else load_orders(path, config)
+
+
+def designed(ground: Ground, *, count: int, seed: int) -> list[PruningSchedule]:
+    """Schedules to learn from: random ones of all strengths, and HeatKV's at all budgets where there are orders."""
+    generator = np.random.default_rng(seed)
+    ranked = [] if ground.orders is None else _ranked(ground, count // 3)
+    return [*ranked, *(_random(ground, generator) for _ in range(count - len(ranked)))]
+
+
+def _ranked(ground: Ground, count: int) -> list[PruningSchedule]:
+    # Deferred: only where there are orders.
+    from heatkv.policies.heatkv import HeatKVPolicy
+
+    schedules = []
+    sinks = min(ground.orders.first_source, ground.scales.num_scales - 1) if ground.orders is not None else 0
+    least = minimum_budget(ground.scales, sinks)
+    for budget in np.geomspace(least * 1.05, 0.97, count):
+        try:
+            assert ground.orders is not None
+            policy = HeatKVPolicy(ground.orders)
+            schedules.append(policy.plan(ground.config, ground.scales, budget=float(budget), sink_scales=sinks))
+        except BudgetError:
+            continue
+    return schedules
+
+
+def _random(ground: Ground, generator: np.random.Generator) -> PruningSchedule:
+    """Some head-scales of some scales, freed at once or some scales later."""
+    config, scales = ground.config, ground.scales
+    drop_step = keep_everything(config, scales)
+    own = np.broadcast_to(own_steps(config.num_layers, scales.num_scales)[:, None], drop_step.shape)
+    later = own + generator.integers(0, 4, drop_step.shape) * config.num_layers
+    share = generator.random() ** 1.5 * np.minimum(1.0, 1.5 * generator.random(scales.num_scales))
+    gone = generator.random(drop_step.shape) < share
+    gone[..., : int(generator.integers(1, 4))] = False
+    gone[..., -1] = False
+    drop_step = np.where(gone, np.minimum(later, ground.last_step), drop_step).astype(np.int16)
+    return PruningSchedule(drop_step, config.name, scales, 1, "random")
+
+
+def _check_full(trace: Trace) -> None:
+    if trace.schedule.resident_scales < trace.schedule.scales.num_scales - 1:
+        raise UsageError(f"{trace.path}: recorded under {trace.schedule.policy}; learning needs runs of policy full")
+    if "mass" not in trace.header.tiers:
+        raise UsageError(f"{trace.path}: recorded without attention mass; record it again without --no-attention-mass")
