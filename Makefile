@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check bench traces format clean
+.PHONY: demo test check bench traces pictures format clean
 
 demo: $(INSTALLED)
 	@mkdir -p out
@@ -20,6 +20,7 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 	$(BIN)/python -m kvscope.format --check docs/trace-format.md
 	$(BIN)/python -m kvscope.cli_docs --check docs/cli.md
+	$(BIN)/python -m kvscope.keys_docs --check docs/keys.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks
@@ -27,6 +28,10 @@ bench: $(INSTALLED)
 # The commands of traces/README.md, word for word.
 traces: $(INSTALLED)
 	@grep '^kvscope \(calibrate\|run\)' traces/README.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
+
+# The commands of docs/terminal.md, word for word.
+pictures: $(INSTALLED)
+	@grep '^kvscope screen .* -o docs/' docs/terminal.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from heatkv.errors import HeatKVError
 from kvscope import options
-from kvscope.commands import export, ledger, runs, trace
+from kvscope.commands import compare, export, keys, ledger, runs, screen, trace
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
 from kvscope.narration import Narration, drop_stdout, print_data
 from kvscope.units import printable
@@ -40,6 +40,7 @@ EXIT_CODES = {
     6: "an output that exists, cannot be written, or was lost during the run",
     7: "no terminal to draw on",
     8: "a trace that is readable but breaks its own rules",
+    9: "a condition of compare's --fail-if holds",
     130: "stopped by Ctrl-C, SIGTERM or SIGHUP",
 }
 
@@ -107,7 +108,16 @@ def open_command(args: argparse.Namespace) -> int:
     """Open a trace, finished or still growing, on the screen."""
     from kvscope.tui.app import run_app
 
-    return run_app(args.trace, light=args.light, plain=args.ascii or None)
+    return run_app(
+        args.trace,
+        other=args.other,
+        screen=options.known_screen(args),
+        place=args.goto,
+        light=args.light,
+        plain=args.ascii or None,
+        colours=options.wanted_colours(args),
+        keymap=args.keymap,
+    )
 
 
 def stats_command(args: argparse.Namespace) -> int:
@@ -249,12 +259,25 @@ COMMANDS: dict[str, Command] = {
         open_command, options.open_options, "open a trace, finished or still growing", "kvscope open run.h5"
     ),
     "stats": Command(stats_command, options.stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
+    "compare": Command(
+        compare.run,
+        compare.add_options,
+        "compare traces with the first of them, in numbers",
+        "kvscope compare full.h5 run.h5 --fail-if 'storage_peak_bytes>+2%' --fail-if 'psnr<25'",
+    ),
     "ledger": Command(
         ledger.run,
         ledger.add_options,
         "account for memory, from the budget to the process",
         "kvscope ledger run.h5",
     ),
+    "screen": Command(
+        screen.run,
+        screen.add_options,
+        "draw one screen without a terminal: text, svg, csv or json",
+        "kvscope screen run.h5 --goto 'map q3 s1 mass' --size 120x40 --format svg -o map.svg",
+    ),
+    "keys": Command(keys.run, keys.add_options, "list what every key of the screens does", "kvscope keys --json"),
     "export": Command(
         export.run,
         export.add_options,

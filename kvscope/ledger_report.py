@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from kvscope.ledger_sheet import Amount, Answer, Line, Sheet
 
 _WIDTH = 80
-_LEAST_SHARE = 0.001
+LEAST_SHARE = 0.001
 """Smaller parts are not worth naming in the answer; the keys and values are, whatever their size."""
 _ABSENT = "-"
 _NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -38,22 +38,29 @@ def _title(ledger: Ledger) -> str:
     return f"{named}{ledger.status}; {model}, {ledger.dtype} on {ledger.device}, {ledger.rows} rows"
 
 
+def answer_text(ledger: Ledger) -> str:
+    """What the cache saved, of what a full history needs in all."""
+    answer = ledger.answer
+    if answer is None:
+        return "Where memory went is not known: no total was recorded."
+    share = fraction_text(answer.stored_bytes / answer.full_bytes if answer.full_bytes else None)
+    took = "took" if answer.column == "measured" else "will take"
+    return (
+        f"A full history is {bytes_text(answer.full_bytes)} of keys and values; the cache {took} "
+        f"{bytes_text(answer.stored_bytes)} ({share}). {_saved(answer)}"
+    )
+
+
 def _answer_lines(ledger: Ledger) -> list[str]:
     answer = ledger.answer
     if answer is None:
-        return ["Where memory went is not known: no total was recorded."]
-    ran = answer.column == "measured"
-    total, cache = bytes_text(answer.total_bytes), bytes_text(answer.stored_bytes)
-    share = fraction_text(answer.stored_bytes / answer.full_bytes if answer.full_bytes else None)
-    lines = _wrapped(
-        f"A full history is {bytes_text(answer.full_bytes)} of keys and values; the cache "
-        f"{'took' if ran else 'will take'} {cache} ({share}). {_saved(answer)} "
-        f"The {total} ({answer.total_name}) {'were' if ran else 'will be'} mostly:"
-    )
-    return lines + [
+        return _wrapped(answer_text(ledger))
+    were = "were" if answer.column == "measured" else "will be"
+    total = f"The {bytes_text(answer.total_bytes)} ({answer.total_name}) {were} mostly:"
+    return _wrapped(f"{answer_text(ledger)} {total}") + [
         f"  {fraction_text(num_bytes / answer.total_bytes):>7}  {bytes_text(num_bytes):>9}  {name}"
         for name, num_bytes in answer.parts
-        if num_bytes / answer.total_bytes >= _LEAST_SHARE or name == ledger.run.lines[0].entry.name
+        if num_bytes / answer.total_bytes >= LEAST_SHARE or name == ledger.run.lines[0].entry.name
     ]
 
 

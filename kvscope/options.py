@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from kvscope.errors import UsageError
+from kvscope.tui.screens import SCREENS
+
+COLOURS = ("auto", "truecolor", "256", "16", "none")
 DEFAULT_DTYPE = "bfloat16"
 DEFAULT_PROMPT = "a red circle left of a blue square on a white background"
 
@@ -105,8 +109,51 @@ def trace_options(parser: argparse.ArgumentParser) -> None:
 
 def open_options(parser: argparse.ArgumentParser) -> None:
     trace_options(parser)
-    parser.add_argument("--light", action="store_true", help="dark on light (default: light on dark)")
-    parser.add_argument("--ascii", action="store_true", help="draw with ASCII only (default: as the terminal can)")
+    parser.add_argument("--with", dest="other", type=Path, metavar="B", help="the trace beside it, for screen compare")
+    place_options(parser)
+    look_options(parser)
+    keymap_option(parser)
+
+
+def place_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--screen", metavar="S", help=f"the screen to begin with: {', '.join(SCREENS)} (default: {next(iter(SCREENS))})"
+    )
+    add("--goto", default="", metavar="PLACE", help="the cell to begin with, and more, as in 'map q7 l12 h3 s5 mass'")
+
+
+def look_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--light", action="store_true", help="dark on light (default: light on dark)")
+    add("--high-contrast", action="store_true", help="nothing muted: text at 7 to 1 and more on its ground")
+    add("--ascii", action="store_true", help="draw with ASCII only (default: as the terminal can)")
+    add(
+        "--colours",
+        default="auto",
+        metavar="C",
+        help=f"{', '.join(COLOURS)}: 16 and none draw values as glyphs (default: %(default)s)",
+    )
+
+
+def keymap_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--keymap", type=Path, metavar="FILE", help="a file of changed keys (default: the user's own, if there is one)"
+    )
+
+
+def known_screen(args: argparse.Namespace) -> str | None:
+    """The screen that --screen names; None: none was named. Raises UsageError."""
+    if args.screen is not None and args.screen not in SCREENS:
+        raise UsageError(f"--screen {args.screen}; give one of {', '.join(SCREENS)}")
+    return None if args.screen is None else str(args.screen)
+
+
+def wanted_colours(args: argparse.Namespace) -> str | None:
+    """How many colours --colours asks for; None: as many as the terminal has. Raises UsageError."""
+    if args.colours not in COLOURS:
+        raise UsageError(f"--colours {args.colours}; give one of {', '.join(COLOURS)}")
+    return None if args.colours == COLOURS[0] else str(args.colours)
 
 
 def stats_options(parser: argparse.ArgumentParser) -> None:

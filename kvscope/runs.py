@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,25 +74,49 @@ def list_runs(folder: Path) -> Runs:
 
     Raises TraceError if the folder cannot be listed.
     """
+    return runs_of(folder, (run_of(path, folder) for paths in walk(folder) for path in paths))
+
+
+def runs_of(folder: Path, found: Iterable[Run | Unreadable]) -> Runs:
+    """What was found in a folder, in order."""
     runs, unreadable = [], []
-    for path in _files(folder):
-        name = str(path.relative_to(folder))
-        try:
-            runs.append(_run(path, name))
-        except (TraceError, OSError) as error:  # OSError: deleted since it was listed
-            unreadable.append(Unreadable(name, str(error).removeprefix(f"{path}: ")))
+    for one in found:
+        if isinstance(one, Run):
+            runs.append(one)
+        else:
+            unreadable.append(one)
     runs.sort(key=lambda run: (-run.created_ns, run.file))
     return Runs(str(folder), tuple(runs), tuple(sorted(unreadable, key=lambda one: one.file)))
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    def refuse(error: OSError) -> None:
-        if Path(error.filename) == folder:
-            raise TraceError(f"{folder}: cannot be listed ({error.strerror}); give a folder of traces") from None
+def run_of(path: Path, folder: Path) -> Run | Unreadable:
+    """What a file of a folder is."""
+    name = str(path.relative_to(folder))
+    try:
+        return _run(path, name)
+    except (TraceError, OSError) as error:  # OSError: deleted since it was listed
+        return Unreadable(name, str(error).removeprefix(f"{path}: "))
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(parent) / name for name in names if name.endswith(_SUFFIX) and not name.startswith("."))
+
+def walk(folder: Path) -> Iterator[list[Path]]:
+    """The files named like traces, of one folder after another, the nearest first; a caller may stop in between.
+
+    Raises TraceError if the folder itself cannot be listed; one below it that cannot is passed by.
+    """
+    waiting = deque([folder])
+    while waiting:
+        parent = waiting.popleft()
+        try:
+            with os.scandir(parent) as entries:
+                seen = [entry for entry in entries if not entry.name.startswith(".")]
+        except OSError as error:
+            if parent is folder:
+                raise TraceError(f"{folder}: cannot be listed ({error.strerror}); give a folder of traces") from None
+            continue
+        seen.sort(key=lambda entry: entry.name)
+        waiting.extend(parent / entry.name for entry in seen if entry.is_dir(follow_symlinks=False))
+        named = (parent / entry.name for entry in seen if entry.name.endswith(_SUFFIX))
+        yield [path for path in named if not path.is_dir()]
 
 
 def _run(path: Path, name: str) -> Run:

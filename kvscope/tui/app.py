@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
+from kvscope.recent import recent, remember
 from kvscope.tui import goto
 from kvscope.tui.actions import actions_of, bindings
 from kvscope.tui.cursor import Axis, Cursor, Shape
@@ -29,7 +30,7 @@ from kvscope.tui.metrics import METRICS
 from kvscope.tui.palette import DARK, LIGHT, Ink, ink
 from kvscope.tui.remote import Remote
 from kvscope.tui.screens import SCREENS, load_overlay, load_screen
-from kvscope.tui.screens.base import ListsTraces, TraceScreen
+from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.terminal import FEW_COLOURS, Colours, NoColour, colours_of, is_remote, speaks_unicode
 from kvscope.tui.view import View
 from kvscope.tui.widgets.canvas import Canvas
@@ -60,6 +61,8 @@ class KVScopeApp(App[None]):
         plain: bool = False,
         colours: Colours | None = None,
         keymap: Mapping[str, str] | None = None,
+        recent: tuple[str, ...] = (),
+        remember: Callable[[Path], None] = lambda _: None,
     ) -> None:
         super().__init__()
         # Before the first `self.no_color`, `_ink` and what is made of them.
@@ -81,8 +84,10 @@ class KVScopeApp(App[None]):
         self._newest: Snapshot | None = None
         """What a paused view does not show yet."""
         self._rows: dict[str, int] = {}
-        self._view = View(self._ink(theme), name=path.name if path else "", folder=str(folder))
-        self._keys_changed = keymap or {}
+        self._remember = remember
+        self._view = View(
+            self._ink(theme), name=path.name if path else "", folder=str(folder), recent=recent, keymap=keymap or {}
+        )
 
     @property
     def view(self) -> View:
@@ -94,7 +99,7 @@ class KVScopeApp(App[None]):
             self.register_theme(theme)
         self.theme = self._first_theme.name
         self.theme_changed_signal.subscribe(self, lambda theme: self._show(replace(self._view, ink=self._ink(theme))))
-        self.set_keymap(self._keys_changed)
+        self.set_keymap(self._view.keymap)
         self.action_show(self._first_screen)
         path, other = self._first_paths
         if path is not None:
@@ -104,6 +109,7 @@ class KVScopeApp(App[None]):
 
     def on_unmount(self) -> None:
         self._remote.close()
+        self._listing.stop()
         for feed in (self._feed, self._other_feed):
             if feed is not None:
                 feed.stop()
@@ -157,6 +163,7 @@ class KVScopeApp(App[None]):
                 self.exit()
             else:
                 self._feed = None
+                self._show(replace(self._view, name="", said=()))
                 self.action_show("runs")
                 self.say(str(message.error), bad=True)
 
@@ -174,7 +181,11 @@ class KVScopeApp(App[None]):
             self.say(message.link.words)
 
     def on_runs_listed(self, message: RunsListed) -> None:
-        self._show(replace(self._view, runs=message.runs, runs_refused=message.refused))
+        view = replace(self._view, runs=message.runs, runs_refused=message.refused)
+        screen = self._trace_screen
+        if screen is not None and view.screen == "runs":
+            view = replace(view, row=screen.row_of(view, screen.chosen_path(self._view)))
+        self._show(view)
 
     def on_canvas_picked(self, message: Canvas.Picked) -> None:
         if isinstance(message.target, Cursor):
@@ -208,6 +219,10 @@ class KVScopeApp(App[None]):
         else:
             self.push_screen(name)
         self._view = replace(self._view, screen=name, row=self._rows.get(name, 0), hover=None)
+        if name == "runs":
+            self.action_list()
+        else:
+            self._listing.rest()
         self.call_after_refresh(self._draw)
 
     def action_move(self, axis: Axis, by: int) -> None:
@@ -256,7 +271,7 @@ class KVScopeApp(App[None]):
         elif isinstance(target, Path):
             self.open(target)
             self.action_show("live")
-        elif self._view.snapshot is not None:
+        elif self._view.snapshot is not None and self._view.screen != "runs":
             self._over("why")
 
     def action_over(self, name: str) -> None:
@@ -301,7 +316,7 @@ class KVScopeApp(App[None]):
     def action_mark(self) -> None:
         """Compare the trace that is chosen on Runs with the one shown."""
         screen = self._trace_screen
-        path = screen.chosen_path(self._view) if isinstance(screen, ListsTraces) else None
+        path = screen.chosen_path(self._view) if screen is not None else None
         if path is not None:
             self.open_other(path)
             self.say(f"{path.name} is B on Compare, key {SCREENS['compare'].key}")
@@ -445,11 +460,17 @@ def run_app(
         plain=plain,
         colours=colours_of(os.environ, colours),
         keymap=read_keymap(keymap),
+        recent=recent(),
+        remember=remember,
     )
     app.run()
     if app.error is not None:
         raise app.error
     return app.return_code or 0
+
+
+def _first(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    return (name, *(other for other in names if other != name))
 
 
 def shape_of(snapshot: Snapshot) -> Shape:

@@ -106,13 +106,21 @@ class Snapshot:
 class Feed:
     """Follows a trace from its own thread until `stop`; reads attention maps as they are asked for.
 
-    With `launched` the trace may not be there yet: what the run says is posted until it is.
+    With `launched` the trace may not be there yet: what the run says is posted until it is. `opened` is called, in the
+    feed's thread, once the trace can be read.
     """
 
     def __init__(
-        self, path: Path, post: Post, *, launched: Launched | None = None, fastest_s: float = FASTEST_S
+        self,
+        path: Path,
+        post: Post,
+        *,
+        launched: Launched | None = None,
+        fastest_s: float = FASTEST_S,
+        opened: Callable[[Path], None] = lambda _: None,
     ) -> None:
         self.path = path
+        self._opened = opened
         self._post, self._launched, self._fastest_s = post, launched, fastest_s
         self._stopping = False
         self._wanted: Place | None = None
@@ -173,6 +181,7 @@ class Feed:
         """Post a first snapshot, then one whenever the trace has grown; slower while nothing happens."""
         snapshot = take_snapshot(self.path, trace, None)
         self._tell(SnapshotTaken(self, snapshot))
+        self._opened(self.path)
         interval_s, lost = self._fastest_s, None
         while not self._pause(interval_s if snapshot.status in _MAY_CHANGE else None):
             self._read_wanted(trace)

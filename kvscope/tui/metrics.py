@@ -58,6 +58,13 @@ class Metric:
     text: Callable[[Snapshot, float], str]
     brief_text: Callable[[Snapshot, float], str] | None = None
     """The same in fewer words, where there is little room; None: there are none."""
+    unit: str = ""
+    """What follows its name where numbers alone are written: `kept_tokens`; empty: a fraction, or a count."""
+
+    @property
+    def column(self) -> str:
+        """Its name in records of raw numbers."""
+        return f"{self.name}_{self.unit}" if self.unit else self.name
 
     def words(self, snapshot: Snapshot, value: float, *, brief: bool = False) -> str:
         """The value with its unit."""
@@ -68,10 +75,33 @@ NEVER_CACHED = "never cached"
 """Of the last scale: nothing reads it after its own step."""
 
 
-@lru_cache(maxsize=8)
+LOG_DECADES = 4
+"""How far below the highest value the lowest colour of logarithmic heat is."""
+
+
+@lru_cache(maxsize=32)
 def volume_of(snapshot: Snapshot, name: str) -> Volume:
     """The volume of a metric, computed once for a snapshot."""
     return METRICS[name].volume(snapshot)
+
+
+def log_floor(low: float, high: float) -> float:
+    """The value of the lowest colour where heat is logarithmic; smaller ones have it too."""
+    return max(low, high / 10.0**LOG_DECADES)
+
+
+def in_log(values: NDArray[np.float64], low: float, high: float) -> tuple[NDArray[np.float64], float, float]:
+    """Values and both ends of their colours so that equal steps of colour are equal factors; NaN stays."""
+    if high <= 0:
+        return values, low, high
+    floor = log_floor(low, high)
+    return np.log10(np.maximum(values, floor)), float(np.log10(floor)), float(np.log10(high))
+
+
+def recorded(snapshot: Snapshot, name: str) -> bool:
+    """Whether the run recorded what a metric is made of."""
+    tier = _TIERS.get(name)
+    return tier is None or tier in snapshot.header.tiers
 
 
 def cell_text(snapshot: Snapshot, name: str, cursor: Cursor, *, brief: bool = False) -> str:
@@ -86,6 +116,38 @@ def cell_text(snapshot: Snapshot, name: str, cursor: Cursor, *, brief: bool = Fa
     if cell is Cell.DROPPED and cursor.source_scale == snapshot.schedule.scales.num_scales - 1:
         return NEVER_CACHED
     return {Cell.DROPPED: "dropped", Cell.UNKNOWN: units.NOT_MEASURED, Cell.UNWRITTEN: "not written yet"}[cell]
+
+
+@lru_cache(maxsize=8)
+def scas_of(snapshot: Snapshot) -> NDArray[np.float64]:
+    """The run's own S-CAS, [layer, head, source_scale]: mean mass over later query scales that read it; else NaN.
+
+    From the paper (arXiv 2605.14877), which takes it from runs that drop nothing, over several prompts, and not for
+    sink scales. Here it is of one run, and where a head-scale was dropped, of the query scales before that.
+    """
+    mass = np.asarray(snapshot.attention_mass, np.float64)
+    later = np.arange(mass.shape[3]) < np.arange(len(mass))[:, None]
+    known = np.isfinite(mass) & (snapshot.read_tokens > 0) & later[:, None, None, :]
+    counts = known.sum(axis=0)
+    scores = np.full(mass.shape[1:], np.nan)
+    np.divide(np.where(known, mass, 0.0).sum(axis=0), counts, out=scores, where=counts > 0)
+    return scores
+
+
+@lru_cache(maxsize=8)
+def ranks_of(snapshot: Snapshot) -> NDArray[np.float64]:
+    """[layer, head, source_scale]: 1 for the head with the most S-CAS of its source scale; NaN where there is none.
+
+    Ties go to the lower layer, then to the lower head.
+    """
+    scores = scas_of(snapshot)
+    by_source = scores.reshape(-1, scores.shape[2])
+    # Stable, and NaN last: among equals the order of [layer, head] stays.
+    order = np.argsort(-by_source, axis=0, kind="stable")
+    ranks = np.empty_like(by_source)
+    np.put_along_axis(ranks, order, np.arange(1.0, len(by_source) + 1)[:, None], axis=0)
+    ranks[np.isnan(by_source)] = np.nan
+    return ranks.reshape(scores.shape)
 
 
 def why(snapshot: Snapshot, cursor: Cursor) -> str:
@@ -133,16 +195,58 @@ def _read(snapshot: Snapshot) -> Volume:
     return Volume(snapshot.read_tokens.astype(np.float64), _cells(snapshot.read_tokens > 0))
 
 
-def _mass(snapshot: Snapshot) -> Volume:
-    values = snapshot.attention_mass.astype(np.float64)
+def _measured(snapshot: Snapshot, mass: NDArray[np.floating]) -> Volume:
+    """What was measured of what each head read."""
+    values = mass.astype(np.float64)
     cells = _cells(snapshot.read_tokens > 0)
     cells[(cells == Cell.VALUE) & np.isnan(values)] = Cell.UNKNOWN
     return Volume(values, cells)
 
 
+def _mass(snapshot: Snapshot) -> Volume:
+    return _measured(snapshot, snapshot.attention_mass)
+
+
+def _mass_uncond(snapshot: Snapshot) -> Volume:
+    return _measured(snapshot, snapshot.attention_mass_uncond)
+
+
 def _mass_per_token(snapshot: Snapshot) -> Volume:
-    mass = _mass(snapshot)
+    mass = volume_of(snapshot, "mass")
     return Volume(mass.values / np.maximum(snapshot.read_tokens, 1), mass.cells)
+
+
+def _mass_per_mib(snapshot: Snapshot) -> Volume:
+    """Mass over what the keys and values that were read take, for all rows."""
+    per_token = volume_of(snapshot, "mass_per_token")
+    return Volume(per_token.values * (_MIB / snapshot.header.bytes_per_token), per_token.cells)
+
+
+def _scas(snapshot: Snapshot) -> Volume:
+    """Each head-scale's S-CAS beside every query scale that could know of it."""
+    shape = snapshot.kept_tokens.shape
+    scores = np.broadcast_to(scas_of(snapshot), shape)
+    cells = _cells(np.ones(shape, dtype=np.bool_))
+    cells[(cells == Cell.VALUE) & np.isnan(scores)] = Cell.UNKNOWN
+    return Volume(scores, cells)
+
+
+def _rank(snapshot: Snapshot) -> Volume:
+    return Volume(np.broadcast_to(ranks_of(snapshot), snapshot.kept_tokens.shape), volume_of(snapshot, "scas").cells)
+
+
+def _entropy(snapshot: Snapshot) -> Volume:
+    """Of each head at each query scale; the same beside all source scales that it read."""
+    mass = volume_of(snapshot, "mass")
+    known = np.where(mass.cells == Cell.VALUE, mass.values, 0.0)
+    total = known.sum(axis=-1, keepdims=True)
+    shares = np.divide(known, total, out=np.zeros_like(known), where=total > 0)
+    # 0 · log 0 is 0: a source scale without attention adds nothing.
+    bits = -(shares * np.log2(np.where(shares > 0, shares, 1.0))).sum(axis=-1, keepdims=True)
+    bits = np.where(total > 0, np.abs(bits), np.nan)
+    cells = mass.cells.copy()
+    cells[(cells == Cell.VALUE) & np.isnan(bits)] = Cell.UNKNOWN
+    return Volume(np.broadcast_to(bits, known.shape), cells)
 
 
 def _drop_step(snapshot: Snapshot) -> Volume:
@@ -164,6 +268,15 @@ def _lifetime(snapshot: Snapshot, _volume: Volume, cursor: Cursor) -> tuple[floa
     return float(cursor.source_scale * snapshot.schedule.num_layers), float(snapshot.schedule.num_steps - 1)
 
 
+def _all_ranks(_snapshot: Snapshot, volume: Volume, cursor: Cursor) -> tuple[float, float]:
+    return 1.0, max(1.0, _largest(_snapshot, volume, cursor)[1])
+
+
+def _most_even(_snapshot: Snapshot, _volume: Volume, cursor: Cursor) -> tuple[float, float]:
+    """From all attention on one source scale to the same on all that there are."""
+    return 0.0, float(np.log2(cursor.query_scale + 1))
+
+
 def _tokens_text(_snapshot: Snapshot, value: float) -> str:
     return units.tokens_text(round(value))
 
@@ -180,6 +293,18 @@ def _per_token_text(_snapshot: Snapshot, value: float) -> str:
     return f"{units.fraction_text(value)} per token"
 
 
+def _per_mib_text(_snapshot: Snapshot, value: float) -> str:
+    return f"{units.fraction_text(value)} per MiB"
+
+
+def _rank_text(_snapshot: Snapshot, value: float) -> str:
+    return f"rank {value:.0f}"
+
+
+def _bits_text(_snapshot: Snapshot, value: float) -> str:
+    return f"{value:.2f} bits"
+
+
 def _step_text(snapshot: Snapshot, value: float) -> str:
     scale, layer = divmod(round(value), snapshot.schedule.num_layers)
     return "never" if value == snapshot.schedule.num_steps - 1 else f"after scale {scale} layer {layer}"
@@ -190,22 +315,67 @@ def _brief_step_text(snapshot: Snapshot, value: float) -> str:
     return "never" if value == snapshot.schedule.num_steps - 1 else f"scale {scale} L{layer}"
 
 
+_MIB = 1 << 20
+_TIERS = {
+    "mass": "mass",
+    "mass_uncond": "mass_uncond",
+    **dict.fromkeys(("mass_per_token", "mass_per_mib", "scas", "rank", "entropy"), "mass"),
+}
+"""Metric → what a trace has to record for it."""
+
+
+def _heat(
+    name: str,
+    title: str,
+    label: str,
+    volume: Callable[[Snapshot], Volume],
+    text: Callable[[Snapshot, float], str],
+    *,
+    bounds: Callable[[Snapshot, Volume, Cursor], tuple[float, float]] = _largest,
+    brief_text: Callable[[Snapshot, float], str] | None = None,
+    unit: str = "",
+) -> Metric:
+    """A metric that was measured and is drawn as heat."""
+    return Metric(name, title, label, False, True, volume, bounds, text, brief_text, unit)
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("kept", "kept after the step", "kept", True, True, _kept, _source_tokens, _kept_text, _tokens_text),
-        Metric("read", "read at the step", "read", True, True, _read, _source_tokens, _tokens_text),
-        Metric("mass", "attention mass", "mass", False, True, _mass, _largest, _fraction_text),
         Metric(
+            "kept",
+            "kept after the step",
+            "kept",
+            True,
+            True,
+            _kept,
+            _source_tokens,
+            _kept_text,
+            _tokens_text,
+            unit="tokens",
+        ),
+        Metric("read", "read at the step", "read", True, True, _read, _source_tokens, _tokens_text, unit="tokens"),
+        _heat("mass", "attention mass", "mass", _mass, _fraction_text),
+        _heat("mass_uncond", "unconditional mass", "uncond", _mass_uncond, _fraction_text),
+        _heat(
             "mass_per_token",
             "attention mass per token",
             "mass/token",
-            False,
-            True,
             _mass_per_token,
-            _largest,
             _per_token_text,
+            brief_text=_fraction_text,
         ),
+        _heat(
+            "mass_per_mib",
+            "attention mass per MiB",
+            "mass/MiB",
+            _mass_per_mib,
+            _per_mib_text,
+            brief_text=_fraction_text,
+        ),
+        _heat("scas", "S-CAS of this run", "S-CAS", _scas, _fraction_text),
+        _heat("rank", "rank by S-CAS", "rank", _rank, _rank_text, bounds=_all_ranks),
+        _heat("entropy", "entropy over scales", "entropy", _entropy, _bits_text, bounds=_most_even, unit="bits"),
         Metric(
             "drop_step", "dropped when", "dropped", False, False, _drop_step, _lifetime, _step_text, _brief_step_text
         ),

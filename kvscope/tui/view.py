@@ -77,6 +77,8 @@ class View:
     """Why the folder cannot be listed; None: it can, or it is being listed."""
     recent: tuple[str, ...] = ()
     """Traces that were opened before, newest first."""
+    keymap: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The keys that a user's file gives to actions: id → keys, comma-separated."""
     choices: Mapping[str, str] = field(
         default_factory=lambda: MappingProxyType({name: values[0] for name, values in CHOICES.items()})
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.app import ComposeResult
 from textual.screen import Screen
@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
 Record = dict[str, str | int | float | None]
 """One line of what a screen shows, for csv and JSON: column → value; None: not known. Bytes, ns, tokens, fractions."""
-
-
-@runtime_checkable
-class ListsTraces(Protocol):
-    """A screen on which a trace can be chosen."""
-
-    def chosen_path(self, view: View) -> Path | None:
-        """The trace of the chosen line; None: it is none that can be opened."""
-        ...
 
 
 class TraceScreen(Screen[None]):
@@ -64,6 +55,14 @@ class TraceScreen(Screen[None]):
     def entered(self, view: View) -> Cursor | Path | None:  # noqa: ARG002 - for screens that lead on
         """What the enter key leads to: another cell, another trace, or, None, why the cell is as it is."""
         return None
+
+    def chosen_path(self, view: View) -> Path | None:  # noqa: ARG002 - for screens that list traces
+        """The trace of the chosen line; None: there is none that can be opened."""
+        return None
+
+    def row_of(self, view: View, path: Path | None) -> int:  # noqa: ARG002 - for screens that list traces
+        """The line of a trace."""
+        return 0
 
     def show(self, view: View) -> None:
         """Draw this view on every part."""

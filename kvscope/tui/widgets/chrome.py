@@ -8,7 +8,7 @@ from textual.strip import Strip
 
 from kvscope import units
 from kvscope.format import RECORDING_STOPPED
-from kvscope.tui.actions import ACTIONS, HINTS_OF_PAIRS, actions_of
+from kvscope.tui.actions import hints_of, keys_shown, last_hints
 from kvscope.tui.metrics import METRICS, cell_text
 from kvscope.tui.screens import SCREENS
 from kvscope.tui.view import View
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 NEEDED = (80, 24)
 """Columns and rows that every screen works in."""
+
+_ROOM_FOR_NAMES = 120
+"""Columns from which on the footer names all screens."""
 
 
 def top_line(view: View, width: int, _height: int) -> list[Strip]:
@@ -79,13 +82,15 @@ def key_line(view: View, width: int, _height: int) -> list[Strip]:
     ink = view.ink
     if view.hover is not None and view.snapshot is not None:
         return [row(fit([(f" {_hover_text(view, view.hover)}", ink.text)], width, ink.muted))]
-    tail = [part for keys, word in _LAST for part in ((f" {keys}", ink.accent), (f" {word} ", ink.muted))]
+    last = last_hints(view.screen, view.keymap)
+    tail = [part for keys, word in last for part in ((f" {keys}", ink.accent), (f" {word} ", ink.muted))]
+    screens = {keys_shown(f"screen.{name}", view.keymap) for name in SCREENS}
     parts: list[Part] = []
-    for keys, word in _hints(view.screen):
+    for keys, word in hints_of(view.screen, view.keymap):
         here = word == SCREENS[view.screen].hint
         entry: list[Part] = [(f" {keys}", ink.accent)]
         # Where there is little room, the other screens are their keys alone.
-        if here or width >= _ROOM_FOR_NAMES or keys not in _SCREEN_KEYS:
+        if here or width >= _ROOM_FOR_NAMES or keys not in screens:
             entry.append((f" {word} ", ink.strong if here else ink.muted))
         if parts_width([*parts, *entry, *tail]) > width:
             break
@@ -158,16 +163,3 @@ def _hover_text(view: View, cursor: Cursor) -> str:
     assert view.snapshot is not None  # key_line asks before
     place = f"query {cursor.query_scale} · L{cursor.layer} h{cursor.head} · source {cursor.source_scale}"
     return f"{place} · {METRICS[view.metric].title}: {cell_text(view.snapshot, view.metric, cursor)}"
-
-
-def _hints(screen: str) -> list[tuple[str, str]]:
-    """(keys, word) of the footer's left side: the screens, moving, then this screen's own actions."""
-    shown = [(action.shown, action.hint) for action in actions_of(screen) if action.hint]
-    screens = [hint for hint in shown if hint[0] in _SCREEN_KEYS]
-    return [*screens, *HINTS_OF_PAIRS, *(hint for hint in shown if hint not in screens and hint not in _LAST)]
-
-
-_ROOM_FOR_NAMES = 120
-_SCREEN_KEYS = frozenset(screen.key for screen in SCREENS.values())
-
-_LAST = tuple((action.shown, action.hint) for action in ACTIONS if action.id in ("help", "quit"))

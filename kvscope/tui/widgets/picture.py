@@ -1,4 +1,4 @@
-"""The image so far in half blocks: two pixels a character, upper as foreground and lower as background."""
+"""The image so far, in half blocks or in characters; a picture is drawn once for a size and kept."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
-from rich.color import Color
 from rich.style import Style
 from textual.strip import Strip
 
-from kvscope.tui.widgets.canvas import Part, View, centred, row, rule
+from kvscope.tui.pixels import fitted_size, halves_fit, resized, rgb_lines, shaded_lines
+from kvscope.tui.widgets.canvas import View, centred, row, rule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from kvscope.tui.feed import Snapshot
 
-_SHADES = " .:-=+*#%@"
+_ROOM_FOR_CAPTION = 10
 
 
 def picture(view: View, width: int, height: int) -> list[Strip]:
@@ -27,20 +27,14 @@ def picture(view: View, width: int, height: int) -> list[Strip]:
     head = rule(title, width, ink)
     if height < 3:
         return [head]
-    if pixels is None:
+    if pixels is None or snapshot is None:
         words = _absence(snapshot)
         return [head, *centred([[(words, ink.muted)]], width, height - 1)]
-    small = _fitted(pixels, width - 2, 2 * (height - 1))
-    lines = _shaded(small, view) if ink.plain or not ink.colour else _half_blocks(small)
-    left = max(0, (width - small.shape[1]) // 2)
-    return [head, *(row([(" " * left, ink.text), *line]) for line in lines)]
-
-
-def _absence(snapshot: Snapshot | None) -> str:
-    """Why there is no picture."""
-    if snapshot is not None and snapshot.awaits_image:
-        return "making the picture"
-    return "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
+    caption = _caption(snapshot, pixels, view.cursor.query_scale)
+    captioned = height >= _ROOM_FOR_CAPTION and len(caption) <= width
+    style = None if halves_fit(ink) else ink.text
+    lines = _drawn(_Same(pixels), width, height - 1 - captioned, style)
+    return [head, *lines, *([row([(f"{caption:^{width}}", ink.muted)])] if captioned else [])]
 
 
 def picture_of(snapshot: Snapshot, query_scale: int) -> tuple[NDArray[np.uint8] | None, str]:
@@ -52,46 +46,42 @@ def picture_of(snapshot: Snapshot, query_scale: int) -> tuple[NDArray[np.uint8] 
     return snapshot.image, "image" if snapshot.image is not None else "image so far"
 
 
-def _fitted(pixels: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """The picture averaged, or repeated, to the largest size of its shape within the room; an even height."""
-    rows, columns = pixels.shape[:2]
-    scale = min(width / columns, height / rows)
-    to_rows, to_columns = max(2, int(rows * scale) // 2 * 2), max(1, int(columns * scale))
-    down = _averaged(pixels.astype(np.float64), to_rows, axis=0)
-    return _averaged(down, to_columns, axis=1).round().astype(np.uint8)
+def _absence(snapshot: Snapshot | None) -> str:
+    """Why there is no picture."""
+    if snapshot is not None and snapshot.awaits_image:
+        return "making the picture"
+    return "no picture yet" if snapshot is None or snapshot.status == "live" else "no picture in this trace"
 
 
-def _averaged(pixels: NDArray[np.float64], size: int, *, axis: int) -> NDArray[np.float64]:
-    edges = np.arange(size) * pixels.shape[axis] // size
-    ends = np.append(edges[1:], pixels.shape[axis])
-    sums = np.add.reduceat(pixels, edges, axis=axis)
-    shape = [1, 1, 1]
-    shape[axis] = size
-    mean: NDArray[np.float64] = sums / np.maximum(ends - edges, 1).reshape(shape)
-    return mean
+def _caption(snapshot: Snapshot, pixels: NDArray[np.uint8], query_scale: int) -> str:
+    """The picture's size, and the grid of the scale that it was made after."""
+    height, width = pixels.shape[:2]
+    size = f"{height}×{width} pixels"
+    if pixels is snapshot.image:
+        return size
+    rows, columns = snapshot.schedule.scales.sizes[query_scale]
+    return f"{size} · after scale {query_scale} ({rows}×{columns})"
 
 
-def _half_blocks(pixels: NDArray[np.uint8]) -> list[list[Part]]:
-    upper, lower = _quantised(pixels[0::2]), _quantised(pixels[1::2])
-    return [
-        [("▀", _pair(tuple(top), tuple(bottom))) for top, bottom in zip(above.tolist(), below.tolist(), strict=True)]
-        for above, below in zip(upper, lower, strict=True)
-    ]
+class _Same:
+    """A picture as a key: equal if it is the same array."""
+
+    def __init__(self, pixels: NDArray[np.uint8]) -> None:
+        self.pixels = pixels
+
+    def __hash__(self) -> int:
+        return id(self.pixels)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.pixels is self.pixels
 
 
-def _quantised(pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """32 steps a channel: neighbours merge into runs and styles are few."""
-    steps: NDArray[np.int64] = (pixels.astype(np.int64) // 8) * 8 + 4
-    return steps
-
-
-@lru_cache(maxsize=16384)
-def _pair(top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Style:
-    return Style(color=Color.from_rgb(*top), bgcolor=Color.from_rgb(*bottom))
-
-
-def _shaded(pixels: NDArray[np.uint8], view: View) -> list[list[Part]]:
-    """The picture in characters of growing weight, one per two pixels, for terminals without Unicode or colour."""
-    brightness = pixels.astype(np.float64).mean(axis=2).reshape(-1, 2, pixels.shape[1]).mean(axis=1)
-    indices = (brightness / 256 * len(_SHADES)).astype(int)
-    return [[("".join(_SHADES[index] for index in line), view.ink.text)] for line in indices.tolist()]
+@lru_cache(maxsize=32)
+def _drawn(picture: _Same, width: int, height: int, style: Style | None) -> tuple[Strip, ...]:
+    """The picture in the middle of the room's width; with a style in characters of it, else in half blocks."""
+    pixels = picture.pixels
+    rows, columns = fitted_size((pixels.shape[0], pixels.shape[1]), (2 * height, width - 2))
+    small = resized(pixels, rows, columns).round().astype(np.uint8)
+    lines = rgb_lines(small) if style is None else shaded_lines(small, style)
+    margin = row([(" " * max(0, (width - columns) // 2), style or Style())])
+    return tuple(Strip.join([margin, line]) for line in lines)

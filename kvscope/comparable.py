@@ -1,0 +1,140 @@
+"""Whether, and how far, two recorded runs can be compared: what must be the same, and what must be known beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from kvscope import units
+from kvscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from kvscope.header import Header
+
+
+class Recorded(Protocol):
+    """What a comparison needs of a run: a Trace has it, and so has a Snapshot of one."""
+
+    @property
+    def path(self) -> Path: ...
+    @property
+    def header(self) -> Header: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def scales_done(self) -> int: ...
+    @property
+    def steps(self) -> NDArray[np.void]: ...
+    @property
+    def kept_tokens(self) -> NDArray[np.integer]: ...
+    @property
+    def read_tokens(self) -> NDArray[np.integer]: ...
+    @property
+    def attention_mass(self) -> NDArray[np.floating]: ...
+    @property
+    def image(self) -> NDArray[np.uint8] | None: ...
+
+
+About = Literal["run", "memory", "time", "pictures"]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What must be known to read a comparison right."""
+
+    about: About
+    text: str
+
+
+_OF_PICTURE = ("model", "prompt", "negative_prompt", "seed")
+"""Facts of a run that make its picture another one altogether."""
+_OF_SAMPLING = ("cfg", "tau", "top_k", "top_p", "weights")
+"""Facts that change a picture, as a pruned cache does."""
+
+
+def check_comparable(a: Recorded, b: Recorded) -> None:
+    """Raises UsageError, naming what differs and both values, for runs whose heads or scales are not the same."""
+    for name, of_a, of_b in (
+        ("layers", a.header.num_layers, b.header.num_layers),
+        ("heads", a.header.num_heads, b.header.num_heads),
+        ("head dimension", a.header.head_dim, b.header.head_dim),
+        ("scales", _scales_text(a.header), _scales_text(b.header)),
+    ):
+        if of_a != of_b:
+            raise UsageError(
+                f"{a.path.name} and {b.path.name} cannot be compared: {name} {of_a} in A and {of_b} in B; "
+                "choose two runs of one model at one resolution"
+            )
+
+
+def other_picture(a: Recorded, b: Recorded) -> list[str]:
+    """The facts by which the two runs were to make different pictures."""
+    return [
+        name.replace("_", " ") for name in _OF_PICTURE if getattr(a.header.job, name) != getattr(b.header.job, name)
+    ]
+
+
+def notes_on(a: Recorded, b: Recorded, shared: int) -> Iterator[Note]:
+    """Most important first."""
+    yield from _progress_notes(a, b, shared)
+    other = other_picture(a, b)
+    if other:
+        yield Note("pictures", f"{' and '.join(other)} not the same: pictures, bits and attention are of two things")
+    yield from _honesty_notes(a, b)
+    yield from _memory_notes(a, b)
+    for name in _OF_SAMPLING:
+        of_a, of_b = getattr(a.header.job, name), getattr(b.header.job, name)
+        if of_a != of_b:
+            yield Note("pictures", f"{name} {of_a} in A, {of_b} in B: pictures differ for that too")
+
+
+def shared_text(shared: int) -> str:
+    """Which scales are compared, where it is not all of them."""
+    return "scale 0 only" if shared == 1 else f"scales 0 to {shared - 1} only"
+
+
+def _progress_notes(a: Recorded, b: Recorded, shared: int) -> Iterator[Note]:
+    if a.header.run_id == b.header.run_id:
+        yield Note("run", "A and B are one run: nothing differs but how much of it was read")
+    if a.scales_done != b.scales_done:
+        counts = ", ".join(f"{side} {run.status} with {run.scales_done}" for side, run in (("A", a), ("B", b)))
+        yield Note("run", f"{shared_text(shared) if shared else 'no scale'}: {counts}; memory of the process left out")
+    elif a.status != "done" or b.status != "done":
+        yield Note("run", f"A is {a.status}, B is {b.status}, both with {shared} scales")
+
+
+def _honesty_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
+    for side, run in (("A", a), ("B", b)):
+        if run.header.job.mode == "forced":
+            yield Note("pictures", f"{side} is forced: it was fed its parent's bits, so its bits agree by construction")
+    random = [side for side, run in (("A", a), ("B", b)) if run.header.job.random_weights]
+    if random:
+        yield Note("pictures", f"random weights in {' and '.join(random)}: pictures and attention mean nothing")
+    causes = [run.header.perturbed_by or "recording" if run.header.perturbed else None for run in (a, b)]
+    if causes[0] != causes[1]:
+        words = ", ".join(f"{side} {cause or 'was not'}" for side, cause in zip("AB", causes, strict=True))
+        yield Note("memory", f"perturbed differently ({words}): time and process memory do not compare, the cache does")
+    elif causes[0] is not None:
+        yield Note("memory", "both perturbed by their recording: its time and memory are in both")
+
+
+def _memory_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
+    if a.header.bytes_per_token != b.header.bytes_per_token:
+        words = ", ".join(
+            f"{side} {units.bytes_text(run.header.bytes_per_token)} ({run.header.dtype}, {run.header.rows} rows)"
+            for side, run in (("A", a), ("B", b))
+        )
+        yield Note("memory", f"bytes per token differ: {words}; bytes differ for that too, tokens do not")
+    machines = [run.header.gpu_name or run.header.device for run in (a, b)]
+    if machines[0] != machines[1]:
+        yield Note("time", f"A ran on {machines[0]}, B on {machines[1]}: times do not compare")
+
+
+def _scales_text(header: Header) -> str:
+    return " ".join(f"{height}x{width}" for height, width in header.scales.sizes)

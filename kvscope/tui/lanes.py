@@ -1,0 +1,100 @@
+"""What the Schedule screen counts of a plan: lifetimes, what is dropped where, the budget and the room left in it.
+
+Pure numpy over a Snapshot; knows nothing of screens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heatkv.schedule import own_steps
+from kvscope.analysis import StepPlace
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from heatkv.schedule import PruningSchedule
+    from kvscope.tui.feed import Snapshot
+
+
+@lru_cache(maxsize=4)
+def lifetimes(schedule: PruningSchedule) -> NDArray[np.float64]:
+    """The share of the steps left that each head-scale lives: [layer, head, source_scale], 1: to the end, 0: never."""
+    last = schedule.num_steps - 1
+    written = own_steps(schedule.num_layers, schedule.scales.num_scales)[:, None]
+    lived = (schedule.drop_step - written) / np.maximum(1, last - written)
+    lived[schedule.drop_step == last] = 1.0
+    lived[..., -1] = 0.0
+    return np.asarray(lived, dtype=np.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFate:
+    """What becomes of one source scale, over all layers and heads."""
+
+    dropped: int
+    """Head-scales dropped before the end, those never kept included."""
+    kept_fraction: float
+    """Head-scales kept to the end, over all."""
+
+
+@lru_cache(maxsize=4)
+def source_fates(schedule: PruningSchedule) -> tuple[SourceFate, ...]:
+    """One per source scale; the last is never cached, so none of it is dropped and none is kept."""
+    heads = schedule.num_layers * schedule.num_heads
+    kept = (lifetimes(schedule) == 1.0).sum(axis=(0, 1)).tolist()
+    fates = [SourceFate(heads - count, count / heads) for count in kept[:-1]]
+    return (*fates, SourceFate(0, 0.0))
+
+
+@dataclass(frozen=True, slots=True)
+class PlanFacts:
+    """A plan in numbers; every one is planned, or defined by the budget. None: there is no budget."""
+
+    budget: float | None
+    budget_tokens: int | None
+    """Over all layers and heads."""
+    budget_bytes: int | None
+    heads: int
+    """Heads of all layers."""
+    history_tokens: int
+    """What the budget is a fraction of."""
+    peak_tokens: int
+    peak_bytes: int
+    peak_place: StepPlace
+    """The first step that holds the most: where there is the least headroom."""
+    head_scales: int
+    """Those that may be dropped: of neither a sink scale nor the last."""
+    dropped: int
+    """Of those, dropped before the end."""
+
+    @property
+    def headroom_bytes(self) -> int | None:
+        """What the budget leaves at the peak."""
+        return None if self.budget_bytes is None else self.budget_bytes - self.peak_bytes
+
+
+@lru_cache(maxsize=4)
+def plan_facts(snapshot: Snapshot) -> PlanFacts:
+    """The plan in force."""
+    schedule, token_bytes = snapshot.schedule, snapshot.header.bytes_per_token
+    held = schedule.tokens_held()
+    peak = int(held.argmax())
+    allowed = snapshot.summary.budget_bytes
+    prunable = schedule.drop_step[:, :, schedule.sink_scales : -1]
+    return PlanFacts(
+        budget=schedule.budget,
+        budget_tokens=None if allowed is None else allowed // token_bytes,
+        budget_bytes=allowed,
+        heads=schedule.num_layers * schedule.num_heads,
+        history_tokens=schedule.history_tokens,
+        peak_tokens=int(held[peak]),
+        peak_bytes=int(held[peak]) * token_bytes,
+        peak_place=StepPlace(*divmod(peak, schedule.num_layers)),
+        head_scales=prunable.size,
+        dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),
+    )

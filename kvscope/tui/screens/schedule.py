@@ -1,0 +1,90 @@
+"""Schedule: the plan in force, head by head: when each head-scale leaves the cache, and what that comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+from textual.containers import Vertical
+from textual.widget import Widget
+
+from kvscope.tui.actions import bindings
+from kvscope.tui.screens.base import Record, TraceScreen
+from kvscope.tui.view import View
+from kvscope.tui.widgets.canvas import Canvas
+from kvscope.tui.widgets.lanes import (
+    cell_line,
+    lanes,
+    lanes_hit,
+    plan_head,
+    plan_head_height,
+    totals,
+    totals_hit,
+)
+
+_HEAD = (
+    "The plan that the run obeys. The budget is a fraction of the history: the tokens of all scales but the last, over "
+    "all layers and heads. The peak is the most that is held after any step; headroom is what the budget leaves there, "
+    "and it is nowhere less. The hash is of the drop steps, the scales and the sinks: equal hashes drop alike."
+)
+_LANES = (
+    "One line per head, one column per source scale. A bar is the share of the steps left, from the one that writes "
+    "it to the last, through which a head-scale lives: full, to the end; a dot alone, it is read at its own step and "
+    "never kept. Thin lines are sink scales, never evicted; the last scale is never cached. Dropped counts the heads "
+    "that do not keep the scale to the end."
+)
+_TOTALS = (
+    "The most that is held after any step of each query scale, over all layers and heads, as a share of the budget, "
+    "or without one of the full history: by the plan, and as the run measured it."
+)
+
+
+class ScheduleScreen(TraceScreen):
+    """When each head drops what."""
+
+    NAME = "schedule"
+    BINDINGS: ClassVar = bindings("schedule")
+
+    DEFAULT_CSS = """
+    ScheduleScreen {
+        #plan { height: auto; }
+        #lanes { height: 1fr; min-height: 6; }
+        #cell { height: 1; }
+        #totals { height: 4; }
+        &.-tall #totals { height: 6; }
+    }
+    """
+
+    def parts(self) -> Iterable[Widget]:
+        with Vertical(classes="body"):
+            yield Canvas(plan_head, id="plan", height=plan_head_height, about=_HEAD)
+            yield Canvas(lanes, id="lanes", hit=lanes_hit, about=_LANES)
+            yield Canvas(cell_line, id="cell")
+            yield Canvas(totals, id="totals", hit=totals_hit, about=_TOTALS)
+
+    def records(self, view: View) -> list[Record]:
+        """One per head-scale; `dropped_after_…`: None for what is kept to the end."""
+        if view.snapshot is None:
+            return []
+        schedule, token_bytes = view.snapshot.schedule, view.snapshot.header.bytes_per_token
+        records: list[Record] = []
+        for layer, heads in enumerate(schedule.drop_step.tolist()):
+            for head, drop_steps in enumerate(heads):
+                for source, drop_step in enumerate(drop_steps):
+                    is_last = source == schedule.scales.num_scales - 1
+                    is_kept = drop_step == schedule.num_steps - 1 and not is_last
+                    scale, after = divmod(drop_step, schedule.num_layers)
+                    tokens = schedule.scales.tokens[source]
+                    records.append(
+                        {
+                            "layer": layer,
+                            "head": head,
+                            "source_scale": source,
+                            "drop_step": drop_step,
+                            "dropped_after_scale": None if is_kept else scale,
+                            "dropped_after_layer": None if is_kept else after,
+                            "tokens": tokens,
+                            "bytes": tokens * token_bytes,
+                        }
+                    )
+        return records
