@@ -344,13 +344,25 @@ def _check_drop_steps(drop_step: NDArray[np.int16], sink_scales: int) -> None:
 
 
 def _as_steps(given: ArrayLike) -> NDArray[np.int16]:
+    expected = "drop_step holds something else than 16-bit whole numbers; expected steps"
     try:
-        values = np.array(given)
+        # As objects first: numpy would make long texts, one of which a file may hold, of every number.
+        values = given if isinstance(given, np.ndarray) else _whole_numbers(np.array(given, dtype=object))
     except ValueError:
         raise ScheduleError("drop_step is ragged; expected nested lists [layer][head][source_scale]") from None
+    except (TypeError, OverflowError):
+        raise ScheduleError(expected) from None
     if values.dtype.kind not in "iu" or (values != values.astype(np.int16)).any():
-        raise ScheduleError("drop_step holds something else than 16-bit whole numbers; expected steps")
+        raise ScheduleError(expected)
     return values.astype(np.int16)
+
+
+def _whole_numbers(values: NDArray[np.object_]) -> NDArray[np.int64]:
+    if values.size and any(isinstance(value, list | tuple) for value in values.ravel()):
+        raise ValueError("ragged")
+    if not all(isinstance(value, int | np.integer) and not isinstance(value, bool) for value in values.ravel()):
+        raise TypeError("not whole numbers")
+    return values.astype(np.int64)
 
 
 def _integer(value: Any, name: str) -> int:  # Any: whatever a file held

@@ -334,3 +334,11 @@ def test_a_name_in_a_file_is_one_line_or_refused_in_one(key: str, value: object)
 
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 200
+
+
+def test_a_long_text_among_the_steps_is_refused_without_taking_its_length_for_every_step() -> None:
+    steps: list[list[list[object]]] = [[[0, 1]] * 200 for _ in range(200)]
+    steps[3] = [["x" * 100_000, 1]] * 200
+
+    with pytest.raises(ScheduleError, match="something else than 16-bit whole numbers"):
+        PruningSchedule(steps, "m", ScaleSchedule(((1, 1), (2, 2)), (2, 2)), 1, "p")  # type: ignore[arg-type]
