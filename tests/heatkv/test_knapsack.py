@@ -50,12 +50,13 @@ def test_what_gets_no_attention_later_goes_first() -> None:
 
 def test_only_attention_that_is_still_to_come_counts() -> None:
     paid = mass()
-    paid[:, 2, 3, 3] = 0.0
-    paid[4, 2, 3, 3] = 100.0
+    paid[:, 2, :, 3] = 0.0
+    paid[4, 2, :, 3] = 100.0
 
     schedule = KnapsackPolicy(paid).plan(CONFIG, SCALES, budget=0.12)
 
-    assert 4 * L + 2 <= schedule.drop_step[2, 3, 3] < 6 * L
+    assert (schedule.drop_step[2, :, 3] >= 4 * L + 2).all()
+    assert (schedule.drop_step[2, :, 3] < 6 * L).sum() >= H - 1  # one may stay where there is room for it
 
 
 def test_as_much_of_the_budget_is_used_as_whole_head_scales_allow() -> None:
