@@ -110,7 +110,7 @@ def learnt(traces: Sequence[Path], pipeline: Pipeline, *, count: int, seed: int)
     model, sizes = None, None
     for index, path in enumerate(traces):
         with Trace.open(path) as trace:
-            _check_full(trace)
+            check_full(trace)
             here = trace.header.model, trace.header.scales.sizes
             if model is not None and here != (model, sizes):
                 raise UsageError(
@@ -183,7 +183,8 @@ def _random(ground: Ground, generator: np.random.Generator) -> PruningSchedule:
     return PruningSchedule(drop_step, config.name, scales, 1, "random")
 
 
-def _check_full(trace: Trace) -> None:
+def check_full(trace: Trace) -> None:
+    """Raises UsageError unless the run kept everything and measured its attention."""
     if trace.schedule.resident_scales < trace.schedule.scales.num_scales - 1:
         raise UsageError(f"{trace.path}: recorded under {trace.schedule.policy}; learning needs runs of policy full")
     if "mass" not in trace.header.tiers:
