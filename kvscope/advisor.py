@@ -16,7 +16,7 @@ import numpy as np
 from heatkv.errors import BudgetError, HeatKVError
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.knapsack import KnapsackPolicy
-from heatkv.schedule import budget_from_tokens, minimum_budget
+from heatkv.schedule import budget_from_tokens
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.units import bytes_text, fraction_text
@@ -115,19 +115,11 @@ def candidates(evidence: Evidence, budget: float) -> list[Candidate]:
 
 
 def for_bytes(evidence: Evidence, target_bytes: int) -> list[Candidate]:
-    """Plans whose peak takes at most so many bytes. Raises BudgetError if there is none."""
+    """Plans whose peak takes at most so many bytes, the least estimated loss first; for 0 bytes, nothing is kept."""
     ground = evidence.ground
-    rows_bytes = ground.bytes_per_token
-    budget = budget_from_tokens(target_bytes // rows_bytes, ground.config, ground.scales)
-    found = candidates(evidence, budget)
-    if not found:
-        least = minimum_budget(ground.scales, 0)
-        raise BudgetError(
-            f"{bytes_text(target_bytes)} hold {target_bytes // rows_bytes:,} head-tokens, too few for any plan; "
-            "give more bytes",
-            minimum=least,
-        )
-    return found
+    return candidates(
+        evidence, budget_from_tokens(target_bytes // ground.bytes_per_token, ground.config, ground.scales)
+    )
 
 
 def for_loss(evidence: Evidence, most_lost: float) -> list[Candidate]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import secrets
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from heatkv.errors import HeatKVError
 from kvscope import options
-from kvscope.commands import compare, export, keys, ledger, runs, screen, trace
-from kvscope.errors import KVScopeError, NoTerminalError, OutputError, UsageError
+from kvscope.commands import attach, compare, control, export, keys, ledger, runs, screen, trace
+from kvscope.errors import KVScopeError, NoTerminalError, OutputError, RunStopped, UsageError
 from kvscope.narration import Narration, drop_stdout, print_data
 from kvscope.units import printable
 
@@ -27,8 +25,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from kvscope.job import Job
-    from kvscope.runner import Made
+    from kvscope.control.gate import Gate
+    from kvscope.live import Launched
+    from kvscope.resident import Task
+    from kvscope.runner import Load, Made
 
 EXIT_CODES = {
     0: "done",
@@ -41,7 +41,8 @@ EXIT_CODES = {
     7: "no terminal to draw on",
     8: "a trace that is readable but breaks its own rules",
     9: "a condition of compare's --fail-if holds",
-    130: "stopped by Ctrl-C, SIGTERM or SIGHUP",
+    10: "no such run lives, or it refused what it was asked",
+    130: "stopped by Ctrl-C, SIGTERM or SIGHUP, or by a viewer",
 }
 
 _CANCELLED = 130
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr, sys.stderr = sys.stderr, Narration(sys.stderr)
     try:
         return COMMANDS[args.command].run(args)
+    except RunStopped as stop:
+        narrate(str(stop))
+        return stop.exit_code
     except (KVScopeError, HeatKVError) as error:
         narrate(f"error: {error}")
         return error.exit_code
@@ -93,15 +97,17 @@ def narrate(text: str) -> None:
 
 def run_command(args: argparse.Namespace) -> int:
     """Generate one image under a cache policy and record it."""
-    job = job_of(args)
-    out = args.output or default_output(job.model, job.policy)
-    _check_image(args, out)
+    from kvscope.resident import Task
+
+    job = options.job_of(args)
+    out = args.output or options.default_output(job.model, job.policy)
+    task = Task(job, out, args.overwrite, args.image, args.trace_filter)
+    task.check_image()
     if args.open:
-        return _run_and_open(args, job, out)
-    made = _run_job(args, job, out)
-    if args.image is not None:
-        _write_image(args.image, made.image, overwrite=args.overwrite)
-    return _report_made(made, as_json=args.json)
+        return _run_and_open(args, task)
+    if args.keep:
+        return _stay(args, task)
+    return _report_made(_run_alone(args, task), as_json=args.json)
 
 
 def open_command(args: argparse.Namespace) -> int:
@@ -130,7 +136,7 @@ def plan_command(args: argparse.Namespace) -> int:
     from kvscope.plan import plan_job, summarize_plan
     from kvscope.report import plan_text
 
-    job = job_of(args)
+    job = options.job_of(args)
     plan = plan_job(job)
     summary = summarize_plan(plan, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
     if args.output is not None:
@@ -156,7 +162,7 @@ def calibrate_command(args: argparse.Namespace) -> int:
     if args.samples is not None and not 1 <= args.samples <= len(prompts):
         raise UsageError(f"--samples {args.samples}; {args.prompts} holds {len(prompts)} prompts")
     calibration = run_calibration(
-        job_of(args),
+        options.job_of(args),
         prompts[: args.samples],
         args.output,
         overwrite=args.overwrite,
@@ -176,73 +182,19 @@ def calibrate_command(args: argparse.Namespace) -> int:
 def demo_command(args: argparse.Namespace) -> int:
     """Record a HeatKV run of the bundled model and open it."""
     from kvscope.job import Job
+    from kvscope.resident import Task
 
+    opens = not args.json and _has_terminal()
+    if opens:
+        _check_keymap(args)
     job = Job(options.DEFAULT_PROMPT, "infinity-tiny", "heatkv", budget=_DEMO_BUDGET, attention_mass=True)
-    out = args.output or default_output("demo", "heatkv")
-    made = _run_job(args, job, out)
-    if args.json or made.failed or not _has_terminal():
+    out = args.output or options.default_output("demo", "heatkv")
+    made = _run_alone(args, Task(job, out, args.overwrite))
+    if made.failed or not opens:
         return _report_made(made, as_json=args.json)
     from kvscope.tui.app import run_app
 
-    return run_app(out)
-
-
-def job_of(args: argparse.Namespace) -> Job:
-    """The job that the options describe; what is not given is the model's own default."""
-    from heatkv.config import model_config
-    from kvscope.job import Job
-
-    given = {name: value for name, value in vars(args).items() if value is not None}
-    config = model_config(args.model)
-    policy = given.get("policy", "heatkv" if "budget" in given else "full")
-    _refuse_unread(given, policy)
-    return Job(
-        prompt=given.get("prompt", options.DEFAULT_PROMPT),
-        model=config.name,
-        policy=policy,
-        seed=given.get("seed", 0),
-        negative_prompt=given.get("negative_prompt"),
-        weights=_text(given.get("weights")),
-        random_weights=given.get("random_weights", False),
-        resolution=args.resolution,
-        aspect=args.aspect,
-        budget=given.get("budget"),
-        orders=_text(given.get("orders")),
-        schedule=_text(given.get("schedule")),
-        sink_scales=args.sink_scales,
-        cfg=given.get("cfg", config.cfg),
-        tau=given.get("tau", config.tau),
-        dtype=args.dtype,
-        device=given.get("device", "cpu"),
-        attention_mass=not given.get("no_attention_mass", False),
-        attention_mass_uncond=given.get("attention_uncond", False),
-        attention_map=given.get("attention_map"),
-        bit_exact=not given.get("fast_capture", False),
-    )
-
-
-def default_output(model: str, policy: str) -> Path:
-    """A new trace's name in the current folder; two of one second differ too."""
-    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
-
-
-def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed options
-    """Raises UsageError for options that would be read by nobody: whoever gave them meant something else."""
-    if "schedule" in given:
-        unread = [
-            f"--{name.replace('_', '-')}" for name in ("policy", "budget", "orders", "sink_scales") if name in given
-        ]
-        if unread:
-            raise UsageError(f"--schedule says all that {', '.join(unread)} would; give one or the other")
-    elif "orders" in given and policy == "full":
-        raise UsageError("--orders is only read under a budget; give --budget, or leave --orders out")
-    if given.get("attention_uncond") and given.get("cfg") == 1:
-        raise UsageError("--attention-uncond measures rows that --cfg 1 leaves out; give one or the other")
-    measured = not given.get("no_attention_mass") or given.get("attention_uncond") or "attention_map" in given
-    if given.get("fast_capture") and not measured:
-        raise UsageError("--fast-capture measures nothing with --no-attention-mass; give one or the other")
-    if given.get("random_weights") and "weights" in given:
-        raise UsageError("--random-weights reads no --weights; give one or the other")
+    return run_app(out, keymap=args.keymap)
 
 
 COMMANDS: dict[str, Command] = {
@@ -257,6 +209,13 @@ COMMANDS: dict[str, Command] = {
     ),
     "open": Command(
         open_command, options.open_options, "open a trace, finished or still growing", "kvscope open run.h5"
+    ),
+    "attach": Command(attach.run, attach.add_options, "open the trace of a run that lives", "kvscope attach 4711"),
+    "control": Command(
+        control.run,
+        control.add_options,
+        "list, pause, step or end runs that live, or hand them jobs",
+        "kvscope control pause run.h5",
     ),
     "stats": Command(stats_command, options.stats_options, "print a trace's numbers", "kvscope stats run.h5 --json"),
     "compare": Command(
@@ -367,36 +326,34 @@ def _report(trace_path: Path, *, as_json: bool) -> int:
     return 0
 
 
-def _run_and_open(args: argparse.Namespace, job: Job, out: Path) -> int:
+def _run_and_open(args: argparse.Namespace, task: Task) -> int:
     from kvscope.live import run_and_open
-    from kvscope.plan import plan_job
     from kvscope.tui.app import run_app
-    from kvscope.writer import check_output
 
     if not _has_terminal():
         raise NoTerminalError("there is no terminal to draw on; run without --open")
     if args.json:
         raise UsageError("--open draws on the terminal and --json prints on it; give one or the other")
     # What can be refused is refused here, where it is seen, before a second process starts.
-    plan_job(job)
-    check_output(out, overwrite=args.overwrite)
+    _check_keymap(args)
+    task.check()
     if args.overwrite:
-        out.unlink(missing_ok=True)
+        task.trace.unlink(missing_ok=True)
     arguments = [argument for argument in args.arguments if argument != "--open"]
     if args.output is None:
-        arguments += ["--output", str(out)]
-    return run_and_open(arguments, out, narrate=narrate, show=run_app)
+        arguments += ["--output", str(task.trace)]
+
+    def show(path: Path, launched: Launched) -> int:
+        return run_app(path, launched=launched, keymap=args.keymap)
+
+    return run_and_open(arguments, task.trace, narrate=narrate, show=show)
 
 
-def _check_image(args: argparse.Namespace, trace: Path) -> None:
-    """Raises OutputError now for a picture that could not be written after the run."""
-    from heatkv.files import check_new
+def _check_keymap(args: argparse.Namespace) -> None:
+    """Raises UsageError now for a keymap that the viewer would refuse after the run."""
+    from kvscope.tui.keymap import read_keymap
 
-    if args.image is None:
-        return
-    if args.image.resolve() == trace.resolve():
-        raise OutputError(f"{args.image}: named for the picture and for the trace; give two names")
-    check_new(args.image, overwrite=args.overwrite)
+    read_keymap(args.keymap)
 
 
 def _write_image(path: Path, rgb: NDArray[np.uint8], *, overwrite: bool) -> None:
@@ -406,24 +363,68 @@ def _write_image(path: Path, rgb: NDArray[np.uint8], *, overwrite: bool) -> None
     narrate(f"picture written to {write_new(path, png_bytes(rgb), overwrite=overwrite)}")
 
 
-def _run_job(args: argparse.Namespace, job: Job, out: Path) -> Made:
+def _run_alone(args: argparse.Namespace, task: Task) -> Made:
+    """Run one task in a process that ends with it."""
+    from kvscope.control.gate import Gate
+    from kvscope.control.server import served
+
+    gate = Gate()
+    with served(gate, narrate) as socket:
+        return _run_task(args, task, gate, socket)
+
+
+def _stay(args: argparse.Namespace, task: Task) -> int:
+    """Run this task and those that are submitted, until the process is ended."""
+    from kvscope.control.gate import Gate
+    from kvscope.control.server import served
+    from kvscope.resident import check_submitted, stay
+    from kvscope.runner import KeptWeights
+
+    task.check()
+    gate, weights = Gate(check=check_submitted), KeptWeights()
+    with served(gate, narrate) as socket:
+
+        def run(one: Task) -> int:
+            return _report_made(_run_task(args, one, gate, socket, load=weights.load), as_json=args.json)
+
+        if socket is None:  # nobody could ever ask for more
+            return run(task)
+        stay(task, run, gate, narrate)
+    return 0
+
+
+def _run_task(
+    args: argparse.Namespace, task: Task, gate: Gate, socket: str | None, *, load: Load | None = None
+) -> Made:
+    """The run itself, told of on stderr; and its picture, if that is wanted."""
     from kvscope.progress import ProgressProbe
     from kvscope.runner import run_job
 
     progress = ProgressProbe()
+
+    def say(text: str) -> None:
+        progress.abandon()
+        narrate(text)
+
     try:
-        return run_job(
-            job,
-            out,
-            overwrite=args.overwrite,
+        made = run_job(
+            task.job,
+            task.trace,
+            overwrite=task.overwrite,
             threads=args.threads,
-            narrate=narrate,
+            narrate=say,
             progress=progress,
-            trace_filter=getattr(args, "trace_filter", "gzip"),  # demo has no such option
+            trace_filter=task.trace_filter,
+            gate=gate,
+            control_socket=socket,
+            load=load,
         )
     except BaseException:
         progress.abandon()
         raise
+    if task.image is not None:
+        _write_image(task.image, made.image, overwrite=task.overwrite)
+    return made
 
 
 def _has_terminal() -> bool:
@@ -433,10 +434,6 @@ def _has_terminal() -> bool:
 
 def _stop(*_: object) -> None:
     raise KeyboardInterrupt
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _print_json(record: dict[str, Any]) -> None:  # Any: a JSON object

@@ -148,10 +148,10 @@ def _pair_row(pair: Pair) -> tuple[str, ...]:
 
 
 def _scale_rows(comparison: Comparison) -> Iterator[tuple[str, ...]]:
-    """Scale by scale: stored bytes, time, bits."""
+    """Scale by scale: stored bytes, time in layers, bits."""
     if not comparison.scales:
         return
-    yield "scale", "tokens", "stored A", "stored B", "change", "in layers A", "in layers B", "same bits"
+    yield "scale", "tokens", "stored A", "stored B", "change", "time A", "time B", "same bits"
     for scale in comparison.scales:
         stored, seconds = scale.number("storage_bytes"), scale.number("seconds")
         yield (

@@ -6,7 +6,9 @@ KVScopeError                1
 │   ├── TraceFormatError    5   not a trace, or a damaged one
 │   └── TraceVersionError   5   a trace of a format that this version does not read
 ├── OutputError             6   a file that cannot be written, or would be overwritten
-└── NoTerminalError         7   screens were asked for where there is no terminal
+├── NoTerminalError         7   screens were asked for where there is no terminal
+├── ControlError           10   a run that cannot be reached, or that refused
+└── RunStopped            130   a run that a viewer ended
 """
 
 from __future__ import annotations
@@ -48,3 +50,15 @@ class NoTerminalError(KVScopeError):
     """Screens were asked for where there is no terminal."""
 
     exit_code = 7
+
+
+class ControlError(KVScopeError):
+    """A running run that cannot be reached, or that refused what it was asked."""
+
+    exit_code = 10
+
+
+class RunStopped(KVScopeError):  # noqa: N818 - nothing went wrong
+    """A viewer ended the run, as Ctrl-C would; raised in the run's thread between scales."""
+
+    exit_code = 130

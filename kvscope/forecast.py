@@ -111,10 +111,14 @@ def _gathered_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: in
     tokens = np.where(visible, np.array(schedule.scales.tokens), 0)
     if attention == "varlen":
         return int(tokens.sum(axis=(1, 2)).max()) * token_bytes
+    # Each head's scales as one number: equal numbers see the same.
+    seen = visible @ (1 << np.arange(visible.shape[-1]))
+    head_bytes = tokens.sum(axis=-1) * token_bytes
+    reads_past: NDArray[np.bool_] = np.asarray(visible[..., :query_scale].any(axis=-1))
     most = 0
-    for layer in visible:
-        for seen, heads in zip(*np.unique(layer, axis=0, return_counts=True), strict=True):
-            head_bytes = int(seen @ np.array(schedule.scales.tokens)) * token_bytes
-            together = min(int(heads), max(1, GATHER_BYTES // head_bytes))
-            most = max(most, together * head_bytes if seen[:query_scale].any() else 0)
+    for layer in range(len(seen)):
+        _, first, heads = np.unique(seen[layer], return_index=True, return_counts=True)
+        each = head_bytes[layer][first]
+        together = np.minimum(heads, np.maximum(1, GATHER_BYTES // each))
+        most = max(most, int(np.where(reads_past[layer][first], together * each, 0).max()))
     return most

@@ -7,6 +7,7 @@ Pure numpy; text is made elsewhere.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -179,6 +180,7 @@ def _defined(schedule: PruningSchedule, job: _Job) -> tuple[Line, ...]:
     return Line(FULL, full, full), Line(BUDGET, allowed, allowed)
 
 
+@lru_cache(maxsize=4)
 def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known]:
     """Per scale, and under None for the whole run."""
     num_scales = schedule.scales.num_scales

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from kvscope.errors import UsageError
 from kvscope.tui.screens import SCREENS
+
+if TYPE_CHECKING:
+    from kvscope.job import Job
 
 COLOURS = ("auto", "truecolor", "256", "16", "none")
 DEFAULT_DTYPE = "bfloat16"
@@ -47,17 +53,30 @@ def weights_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
     add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
     add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+
+
+def threads_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:
+    job_options(parser)
+    threads_option(parser)
+    made_options(parser)
+    add = parser.add_argument
+    add("--open", action="store_true", help="watch the run on the screen, from its first moment")
+    add("--keep", action="store_true", help="stay when the job has ended, and take others (kvscope control submit)")
+    keymap_option(parser)
+
+
+def job_options(parser: argparse.ArgumentParser) -> None:
+    """What is run."""
     add = parser.add_argument
     add("--prompt", metavar="TEXT", help=f"what to draw (default: {DEFAULT_PROMPT!r})")
     add("--negative-prompt", metavar="TEXT", help="text of the unconditional row (default: the learned one)")
     model_options(parser)
     policy_options(parser)
     weights_options(parser)
-    output_options(parser)
     add("--no-attention-mass", action="store_true", help="do not measure what attention each scale gets (faster)")
     add("--attention-uncond", action="store_true", help="measure that in the unconditional rows too")
     add(
@@ -68,6 +87,12 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         help="also record what attention each key cell gets: uint8 (codes, the default) or float32",
     )
     add("--fast-capture", action="store_true", help="measure faster; the image may then change by rounding")
+
+
+def made_options(parser: argparse.ArgumentParser) -> None:
+    """What a run makes, and where it goes."""
+    add = parser.add_argument
+    output_options(parser)
     add("--image", type=Path, metavar="FILE", help="also write the picture, as PNG")
     add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
     add(
@@ -76,7 +101,6 @@ def run_options(parser: argparse.ArgumentParser) -> None:
         metavar="F",
         help="how the trace is compressed: gzip, none, or bitshuffle-lz4 with hdf5plugin (default: %(default)s)",
     )
-    add("--open", action="store_true", help="watch the run on the screen while it is recorded")
 
 
 def plan_options(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +122,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
     add("--samples", type=int, metavar="N", help="use only the first N prompts")
     model_options(parser)
     weights_options(parser)
+    threads_option(parser)
     output_options(parser)
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
     add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
@@ -167,3 +192,66 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add("--json", action="store_true", help="print the summary as JSON; open no screen")
+    keymap_option(parser)
+
+
+def job_of(args: argparse.Namespace) -> Job:
+    """The job that the options describe; what is not given is the model's own default."""
+    from heatkv.config import model_config
+    from kvscope.job import Job
+
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    config = model_config(args.model)
+    policy = given.get("policy", "heatkv" if "budget" in given else "full")
+    _refuse_unread(given, policy)
+    return Job(
+        prompt=given.get("prompt", DEFAULT_PROMPT),
+        model=config.name,
+        policy=policy,
+        seed=given.get("seed", 0),
+        negative_prompt=given.get("negative_prompt"),
+        weights=_text(given.get("weights")),
+        random_weights=given.get("random_weights", False),
+        resolution=args.resolution,
+        aspect=args.aspect,
+        budget=given.get("budget"),
+        orders=_text(given.get("orders")),
+        schedule=_text(given.get("schedule")),
+        sink_scales=args.sink_scales,
+        cfg=given.get("cfg", config.cfg),
+        tau=given.get("tau", config.tau),
+        dtype=args.dtype,
+        device=given.get("device", "cpu"),
+        attention_mass=not given.get("no_attention_mass", False),
+        attention_mass_uncond=given.get("attention_uncond", False),
+        attention_map=given.get("attention_map"),
+        bit_exact=not given.get("fast_capture", False),
+    )
+
+
+def default_output(model: str, policy: str) -> Path:
+    """A new trace's name in the current folder; two of one second differ too."""
+    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
+
+
+def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed options
+    """Raises UsageError for options that would be read by nobody: whoever gave them meant something else."""
+    if "schedule" in given:
+        unread = [
+            f"--{name.replace('_', '-')}" for name in ("policy", "budget", "orders", "sink_scales") if name in given
+        ]
+        if unread:
+            raise UsageError(f"--schedule says all that {', '.join(unread)} would; give one or the other")
+    elif "orders" in given and policy == "full":
+        raise UsageError("--orders is only read under a budget; give --budget, or leave --orders out")
+    if given.get("attention_uncond") and given.get("cfg") == 1:
+        raise UsageError("--attention-uncond measures rows that --cfg 1 leaves out; give one or the other")
+    measured = not given.get("no_attention_mass") or given.get("attention_uncond") or "attention_map" in given
+    if given.get("fast_capture") and not measured:
+        raise UsageError("--fast-capture measures nothing with --no-attention-mass; give one or the other")
+    if given.get("random_weights") and "weights" in given:
+        raise UsageError("--random-weights reads no --weights; give one or the other")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)

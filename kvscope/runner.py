@@ -5,17 +5,19 @@ Everything that can be refused is refused before weights are loaded: names, orde
 
 from __future__ import annotations
 
+import gc
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from heatkv.bundled import bundled_weights
 from heatkv.probe import Capture
-from kvscope.errors import TraceError, UsageError
+from kvscope.errors import RunStopped, TraceError, UsageError
 from kvscope.filters import filter_named
 from kvscope.job import Job
 from kvscope.nvml import GpuSampler
@@ -34,8 +36,16 @@ if TYPE_CHECKING:
     from heatkv.generate import Sampling
     from heatkv.pipeline import Pipeline
     from heatkv.probe import Probe, RunStart, ScaleInfo, StepInfo
+    from kvscope.control.gate import Gate
 
 Narrate = Callable[[str], None]
+
+
+class Load(Protocol):
+    """How a job comes by its model, as `load_pipeline`."""
+
+    def __call__(self, job: Job, config: ModelConfig, narrate: Narrate, *, threads: int | None = None) -> Pipeline: ...
+
 
 _MOST_THREADS = 1024
 """OpenMP crashes the process at some number above this."""
@@ -86,18 +96,24 @@ def run_job(
     narrate: Narrate = lambda _: None,
     progress: Probe | None = None,
     trace_filter: str = "gzip",
+    gate: Gate | None = None,
+    control_socket: str | None = None,
+    load: Load | None = None,
 ) -> Made:
     """Run a job and record it.
 
     Ctrl-C closes the trace as cancelled, any error closes it as failed; both are passed on. If the trace can no
     longer be written the image is still made; `Made.problem` says why. `threads`: of the CPU, None is torch's choice.
-    `trace_filter`: one of kvscope.filters.FILTERS.
+    `trace_filter`: one of kvscope.filters.FILTERS. `gate`: where viewers hold the run, or end it: then RunStopped is
+    raised, and the trace is closed as cancelled. `load`: instead of `load_pipeline`.
     """
     check_output(out, overwrite=overwrite)
     filter_named(trace_filter)
     plan = plan_job(job)
     forced = _parent_bits(job)
-    pipeline = load_pipeline(job, plan.config, narrate, threads=threads)
+    if gate is not None:
+        gate.loading(out)
+    pipeline = (load or load_pipeline)(job, plan.config, narrate, threads=threads)
     sampler = GpuSampler(gpu=_gpu(pipeline))
     recorder = Recorder(
         out,
@@ -106,10 +122,19 @@ def run_job(
         sampler=sampler,
         preview=_preview(pipeline),
         parent_run_id=forced.run_id,
+        control_socket=control_socket,
         filter=trace_filter,
         narrate=narrate,
     )
-    with recorder:
+    probes: list[Probe] = [
+        recorder,
+        _ScaleLog(recorder, pipeline.weights, sampler, narrate),
+        *([progress] if progress else []),
+    ]
+    if gate is not None:
+        gate.recording(recorder.run_id, _log_to(recorder, narrate))
+        probes.append(gate)  # the last: what it holds back is recorded
+    with recorder, _closed_when_stopped(recorder):
         generation = pipeline.generate(
             [job.prompt],
             plan.scales,
@@ -118,9 +143,7 @@ def run_job(
             schedule=plan.schedule,
             seed=job.seed,
             forced_bits=forced.bits,
-            probe=_Listeners(
-                [recorder, _ScaleLog(recorder, pipeline.weights, sampler, narrate), *([progress] if progress else [])]
-            ),
+            probe=_Listeners(probes),
         )
         assert generation.image is not None  # a pipeline always has a VAE
         image = generation.image[0].cpu().numpy()
@@ -132,8 +155,7 @@ def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate, *, threads: i
     """The job's model with its weights. Raises CheckpointError."""
     if threads is not None and not 1 <= threads <= _MOST_THREADS:
         raise UsageError(f"{threads} threads; expected 1 to {_MOST_THREADS}")
-    if not job.random_weights and job.weights is None and bundled_weights(config) is None:
-        raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
+    check_weights(job, config)
     # Deferred: torch takes more than a second to import, and viewers never need it.
     import torch
 
@@ -150,6 +172,60 @@ def load_pipeline(job: Job, config: ModelConfig, narrate: Narrate, *, threads: i
         pipeline = Pipeline.load(config, weights, dtype=job.dtype, device=job.device)
     narrate(f"{config.name} ready in {seconds_text(time.monotonic() - begin)} ({job.dtype} on {job.device})")
     return pipeline
+
+
+def check_weights(job: Job, config: ModelConfig) -> None:
+    """Raises UsageError for a job that says nothing of weights, where the model comes without."""
+    if not job.random_weights and job.weights is None and bundled_weights(config) is None:
+        raise UsageError(f"{config.name} comes without weights; give --weights DIR, or --random-weights")
+
+
+class KeptWeights:
+    """The model of the last job, kept for the next one."""
+
+    def __init__(self) -> None:
+        self._pipeline: Pipeline | None = None
+        self._made_for: tuple[object, ...] = ()
+
+    def load(self, job: Job, config: ModelConfig, narrate: Narrate, *, threads: int | None = None) -> Pipeline:
+        """The model at hand if it is this job's; else it is let go, and the job's is loaded."""
+        wanted = (config.name, job.weights, job.random_weights, job.dtype, job.device)
+        if self._pipeline is not None and wanted == self._made_for:
+            narrate(f"{config.name} is loaded already ({job.dtype} on {job.device})")
+            return self._pipeline
+        if self._pipeline is not None:
+            narrate(f"{config.name} with other weights, dtype or device than at hand: loading anew")
+            self._let_go()
+        self._pipeline = load_pipeline(job, config, narrate, threads=threads)
+        self._made_for = wanted
+        return self._pipeline
+
+    def _let_go(self) -> None:
+        # Deferred: torch, as in load_pipeline.
+        import torch
+
+        self._pipeline = None
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _closed_when_stopped(recorder: Recorder) -> Iterator[None]:
+    """A run that a viewer ends was not failed: its trace says so."""
+    try:
+        yield
+    except RunStopped as stop:
+        recorder.finish("cancelled", str(stop))
+        raise
+
+
+def _log_to(recorder: Recorder, narrate: Narrate) -> Narrate:
+    def log(text: str) -> None:
+        recorder.log("info", text)
+        narrate(text)
+
+    return log
 
 
 @dataclass(frozen=True, slots=True)

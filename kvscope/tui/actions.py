@@ -157,8 +157,6 @@ ACTIONS: tuple[Action, ...] = (
 )
 """In the order of the help. An action of one screen takes its keys from those of every screen."""
 
-HINTS_OF_PAIRS: tuple[tuple[str, str], ...] = (("arrows", "cell"), ("[ ]", "query"), ("{ }", "source"))
-
 _TOGETHER: tuple[tuple[tuple[str, ...], str], ...] = (
     (("cursor.up", "cursor.down", "cursor.left", "cursor.right"), "cell"),
     (("mass.up", "mass.down", "mass.left", "mass.right"), "scales"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,7 +91,8 @@ class Snapshot:
     """One per finished scale, [height, width, 3]."""
     image: NDArray[np.uint8] | None
     summary: Summary
-    ledger: Ledger
+    ledger: Ledger | None
+    """None: not added up yet; the next snapshot has it."""
 
     @property
     def scales_done(self) -> int:
@@ -179,9 +180,12 @@ class Feed:
 
     def _follow(self, trace: Trace) -> None:
         """Post a first snapshot, then one whenever the trace has grown; slower while nothing happens."""
-        snapshot = take_snapshot(self.path, trace, None)
+        # The first snapshot is quick: what it takes to add up the ledger would be felt before the first frame.
+        snapshot = take_snapshot(self.path, trace, None, with_ledger=False)
         self._tell(SnapshotTaken(self, snapshot))
         self._opened(self.path)
+        snapshot = replace(snapshot, ledger=_ledger(trace))
+        self._tell(SnapshotTaken(self, snapshot))
         interval_s, lost = self._fastest_s, None
         while not self._pause(interval_s if snapshot.status in _MAY_CHANGE else None):
             self._read_wanted(trace)
@@ -223,11 +227,17 @@ class Feed:
             self._post(message)
 
 
-def take_snapshot(path: Path, trace: Trace, before: Snapshot | None) -> Snapshot:
+def _ledger(trace: Trace) -> Ledger:
+    # Deferred like Trace: only the feed's thread needs it.
+    from kvscope.ledger import measure
+
+    return measure(trace)
+
+
+def take_snapshot(path: Path, trace: Trace, before: Snapshot | None, *, with_ledger: bool = True) -> Snapshot:
     """What the trace holds now; previews already read before are not read again."""
     # Deferred like Trace: only the feed's thread needs it.
     from kvscope.analysis import summarize
-    from kvscope.ledger import measure
 
     known = before.previews if before else ()
     done = trace.scales_done
@@ -250,5 +260,5 @@ def take_snapshot(path: Path, trace: Trace, before: Snapshot | None) -> Snapshot
         previews=known + tuple(trace.preview(scale) for scale in range(len(known), done)),
         image=trace.image,
         summary=summarize(trace),
-        ledger=measure(trace),
+        ledger=_ledger(trace) if with_ledger else None,
     )

@@ -75,7 +75,7 @@ NEVER_CACHED = "never cached"
 """Of the last scale: nothing reads it after its own step."""
 
 
-LOG_DECADES = 4
+LOG_DECADES = 3
 """How far below the highest value the lowest colour of logarithmic heat is."""
 
 

@@ -44,7 +44,7 @@ BLOCK = "▇"
 
 DROPPED, UNKNOWN, UNWRITTEN = "·", "?", " "
 
-ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓↕█▁▂▃▄▅▆▇▐▌▸“”’–—µ", "-==|++.~*oo#@+xx><^v:#1234567[]>'''--u")
+ASCII = str.maketrans("─━╸┤┴┼·…●◌○■◆✓✗×→←↑↓↕█▁▂▃▄▅▆▇▐▌▸‹›“”’–—µ│▲▼≤²", "-==|++.~*oo#@+xx><^v:#1234567[]><>'''--u|^v<2")
 """What a terminal without Unicode gets instead; one character for one."""
 
 DARK = Theme(

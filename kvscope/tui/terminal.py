@@ -44,13 +44,18 @@ def is_remote(environ: Mapping[str, str]) -> bool:
     return any(environ.get(name) for name in ("SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT"))
 
 
+def is_served(environ: Mapping[str, str]) -> bool:
+    """Whether Textual draws on something else than a terminal, as in a browser by textual-serve."""
+    return bool(environ.get("TEXTUAL_DRIVER"))
+
+
 def colours_of(environ: Mapping[str, str], wanted: str | None) -> Colours:
     """How many colours to draw with: those wanted, else what the environment says of the terminal."""
     if wanted is not None:
         return next(colours for colours in COLOURS if colours == wanted)
     if environ.get("NO_COLOR"):
         return "none"
-    if environ.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
+    if is_served(environ) or environ.get("COLORTERM", "").lower() in ("truecolor", "24bit"):
         return "truecolor"
     term = environ.get("TERM", "")
     if "256color" in term or "direct" in term:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from heatkv.errors import BudgetError
 from heatkv.policies.full import FullPolicy
 from kvscope.advisor import Candidate, Evidence, advice, candidates, for_bytes, for_loss, mean_mass, pareto, verified
 from kvscope.errors import UsageError
@@ -36,9 +35,8 @@ def test_every_candidate_keeps_to_the_bytes_and_the_least_loss_comes_first(evide
     assert "heatkv" in [one.name for one in found]
 
 
-def test_no_bytes_at_all_is_refused_with_what_they_hold(evidence: Evidence) -> None:
-    with pytest.raises(BudgetError, match="0 B hold 0 head-tokens, too few"):
-        for_bytes(evidence, 0)
+def test_for_no_bytes_at_all_nothing_is_kept(evidence: Evidence) -> None:
+    assert [one.peak_bytes for one in for_bytes(evidence, 0)] == [0]
 
 
 def test_for_a_loss_every_candidate_keeps_to_it_with_few_bytes(evidence: Evidence) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 
 from textual.strip import Strip
 
-from kvscope.tui.actions import keymap_of, keys_shown
+from kvscope.tui.actions import keys_shown
 from kvscope.tui.screens import SCREENS
 from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.screens.help import Overlay
@@ -37,7 +37,7 @@ class AboutScreen(Overlay):
 
 def about_lines(parts: list[Part], view: View, width: int, _height: int) -> list[Strip]:
     """What the screen is for, then each part's name and words."""
-    ink, closes = view.ink, keys_shown("about", keymap_of(view))
+    ink, closes = view.ink, keys_shown("about", view.keymap)
     screen = SCREENS[view.screen]
     lines = [
         rule(f"{screen.hint} · {screen.help}", width, ink, tag=f"{closes} closes"),

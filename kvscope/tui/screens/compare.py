@@ -99,14 +99,12 @@ def _total_records(view: View) -> Iterator[Record]:
         return
     comparison, scale = found[2], view.cursor.query_scale
     for pair in comparison.totals:
-        numbers = {"a": pair.a, "b": pair.b, "difference": pair.difference, "ratio": pair.ratio}
-        yield {"part": "total", "name": pair.name, **numbers, "tag": pair.tag}
+        yield {"part": "total", "name": pair.name, **pair.to_json()}
     for name, value in (("psnr_db", comparison.likeness.finite_psnr), ("ssim", comparison.likeness.ssim)):
         yield {"part": "total", "name": name, "value": value}
     if scale < comparison.scales_shared:
         for pair in comparison.scales[scale].numbers:
-            numbers = {"a": pair.a, "b": pair.b, "difference": pair.difference, "ratio": pair.ratio}
-            yield {"part": "scale", "query_scale": scale, "name": pair.name, **numbers, "tag": pair.tag}
+            yield {"part": "scale", "query_scale": scale, "name": pair.name, **pair.to_json()}
 
 
 def _cell_records(view: View) -> Iterator[Record]:

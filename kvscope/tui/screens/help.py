@@ -12,7 +12,7 @@ from textual.events import Key
 from textual.screen import ModalScreen
 from textual.strip import Strip
 
-from kvscope.tui.actions import actions_of, keymap_of, keys_of, keys_shown
+from kvscope.tui.actions import actions_of, keys_of, keys_shown
 from kvscope.tui.widgets.canvas import Canvas, Part, View, fit, parts_width, row, rule
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class Overlay(ModalScreen[None]):
             canvas.show(self._view)
 
     def on_key(self, event: Key) -> None:
-        if event.key in keys_of(self.ACTION, keymap_of(self._view)):
+        if event.key in keys_of(self.ACTION, self._view.keymap):
             event.stop()
             self.dismiss()
 
@@ -116,8 +116,8 @@ class HelpScreen(Overlay):
 def help_lines(view: View, width: int, _height: int) -> list[Strip]:
     """The keys in columns, group by group, then the signs and the tags."""
     ink = view.ink
-    actions = sorted(actions_of(view.screen, keymap_of(view)), key=lambda action: _place(action, view.screen))
-    closes = keys_shown("help", keymap_of(view))
+    actions = sorted(actions_of(view.screen, view.keymap), key=lambda action: _place(action, view.screen))
+    closes = keys_shown("help", view.keymap)
     lines: list[Strip] = []
     for group, members in groupby(actions, key=lambda action: action.group):
         lines.append(rule(group, width, ink, tag="" if lines else f"↑ ↓ scroll · {closes} closes"))

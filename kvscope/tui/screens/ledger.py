@@ -75,7 +75,7 @@ class LedgerScreen(TraceScreen):
 
     def records(self, view: View) -> list[Record]:
         """One per line: predicted, measured and their difference, for the run and for the cursor's scale."""
-        if view.snapshot is None:
+        if view.snapshot is None or view.snapshot.ledger is None:
             return []
         records: list[Record] = []
         for one in ledger_rows(view.snapshot.ledger, view.cursor.query_scale):
@@ -99,12 +99,12 @@ class LedgerScreen(TraceScreen):
         return records
 
     def rows(self, view: View) -> int:
-        return 0 if view.snapshot is None else num_rows(view.snapshot.ledger)
+        return 0 if view.snapshot is None or view.snapshot.ledger is None else num_rows(view.snapshot.ledger)
 
     def entered(self, view: View) -> Cursor | None:
         """The step at which the cache was largest; other lines have no step of their own."""
         snapshot, count = view.snapshot, self.rows(view)
-        if snapshot is None:
+        if snapshot is None or snapshot.ledger is None:
             return None
         line = ledger_rows(snapshot.ledger, view.cursor.query_scale)[max(0, min(view.row, count - 1))].run
         column = _STEP_COLUMNS.get(line.key)

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING
 
 from textual.strip import Strip
 
-from kvscope.tui.metrics import METRICS, NEVER_CACHED, Cell, cell_text, volume_of, why
-from kvscope.tui.palette import DROPPED, UNKNOWN
-from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, row, rule
+from kvscope import units
+from kvscope.tui.metrics import METRICS, NEVER_CACHED, Cell, cell_text, recorded, volume_of, why
+from kvscope.tui.palette import DROPPED, UNKNOWN, Ink
+from kvscope.tui.selection import Selection, sum_of
+from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, parts_width, row, rule
 from kvscope.tui.widgets.ledger import bar
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ _PLACE, _VALUE = 12, 25
 
 
 def cell_words(view: View, width: int, height: int) -> list[Strip]:
-    """Where the cursor is, every metric's value there, and why: one sentence."""
+    """Where the cursor is, the metric's value there, and why: one sentence; then as many other metrics as fit."""
     ink, snapshot = view.ink, view.snapshot
     if snapshot is None:
         return []
@@ -29,13 +31,43 @@ def cell_words(view: View, width: int, height: int) -> list[Strip]:
     place = f"layer {cursor.layer} · head {cursor.head}"
     value = _metric_lines(view, snapshot, view.metric, width)
     sentence = paragraph(why(snapshot, cursor), ink.text, width)
-    others = [line for name in METRICS if name != view.metric for line in _metric_lines(view, snapshot, name, width)]
     lines = [rule(place, width, ink, tag=how), *value, *sentence]
-    return lines + others if height >= len(lines) + len(others) else lines
+    for name in METRICS:
+        if name == view.metric or not recorded(snapshot, name):
+            continue
+        more = _metric_lines(view, snapshot, name, width)
+        if len(lines) + len(more) > height:
+            break
+        lines += more
+    return lines
 
 
 def words_height(view: View, width: int) -> int:
     return len(cell_words(view, width, 1000)) or 1
+
+
+def range_words(view: View, width: int, _height: int) -> list[Strip]:
+    """What the selected range comes to: its heads, what they keep, and the metric."""
+    ink, snapshot = view.ink, view.snapshot
+    if snapshot is None or view.span is None or view.cursor.query_scale >= snapshot.scales_done:
+        return []
+    selection, metric = Selection.between(view.span, view.cursor), METRICS[view.metric]
+    found = sum_of(snapshot, view.metric, selection, view.cursor)
+    layers, heads = (f"{part[0]}" if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in _both(selection))
+    noun = "head" if found.num_heads == 1 else "heads"
+    parts: list[Part] = [(" range ", ink.accent), (f"L{layers} h{heads}: {found.num_heads} {noun}", ink.strong)]
+    tokens = f"{units.head_tokens_text(found.kept_tokens)} = {units.bytes_text(found.kept_bytes)}"
+    parts += [(f" · {found.kept_heads} keep it: ", ink.muted), (tokens, ink.text)]
+    if found.values and not metric.amount:
+        mean = metric.words(snapshot, found.mean, brief=True)
+        parts += [(f" · {metric.label} mean ", ink.muted), (mean, ink.text)]
+        if metric.name in _SUMMABLE:
+            parts += [(" sum ", ink.muted), (metric.words(snapshot, found.total, brief=True), ink.text)]
+    return _folded(parts, width, ink)
+
+
+def range_height(view: View, width: int) -> int:
+    return len(range_words(view, width, 0))
 
 
 def over_sources(view: View, width: int, height: int) -> list[Strip]:
@@ -109,6 +141,25 @@ def _value(view: View, snapshot: Snapshot, cursor: Cursor) -> float | None:
     if cursor.query_scale >= len(volume.values) or volume.cells[place] != Cell.VALUE:
         return None
     return float(volume.values[place])
+
+
+_SUMMABLE = ("mass", "mass_uncond")
+"""Metrics whose sum over heads means something: shares of the attention of one head each."""
+
+
+def _both(selection: Selection) -> tuple[range, range]:
+    return selection.layers, selection.heads
+
+
+def _folded(parts: list[Part], width: int, ink: Ink) -> list[Strip]:
+    """The parts on one line, or where they are too long on as many as they need."""
+    lines: list[list[Part]] = [[]]
+    for text, style in parts:
+        if lines[-1] and parts_width([*lines[-1], (text, style)]) > width:
+            lines.append([])
+            text = f"   {text.removeprefix(' · ')}"
+        lines[-1].append((text, style))
+    return [row(fit(line, width, ink.muted)) for line in lines]
 
 
 def _metric_lines(view: View, snapshot: Snapshot, name: str, width: int) -> list[Strip]:

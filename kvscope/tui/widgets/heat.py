@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numpy as np
+from rich.style import Style
 from textual.strip import Strip
 
-from kvscope.tui.metrics import METRICS, Cell, Volume, cell_text, volume_of
+from kvscope.tui.metrics import METRICS, Cell, Metric, cell_text, in_log, log_floor, volume_of
 from kvscope.tui.palette import BLOCK, DROPPED, RAMP, UNKNOWN, UNWRITTEN, glyph, level
+from kvscope.tui.selection import Selection
 from kvscope.tui.widgets.canvas import Part, View, centred, parts_width, row, rule
 
 if TYPE_CHECKING:
-    from rich.style import Style
+    from numpy.typing import NDArray
 
     from kvscope.tui.cursor import Cursor
     from kvscope.tui.feed import Snapshot
@@ -70,7 +74,8 @@ def heat_grid(view: View, width: int, height: int) -> list[Strip]:
     absence = _absence(view, snapshot)
     if absence:
         return centred([[(absence, view.ink.muted)]], width, height)
-    cells = _Cells.of(view, view.metric)
+    selection = Selection.between(view.span, view.cursor) if view.span is not None else None
+    cells = _Cells.of(view, view.metric, selection)
     lines = [row(_line_parts(view, layout, y, snapshot.schedule.num_layers, cells)) for y in range(layout.rows)]
     return [_head_numbers(view, layout), *lines]
 
@@ -129,44 +134,60 @@ def strip_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | N
 
 
 def legend(view: View, width: int, _height: int) -> list[Strip]:
-    """What colours and glyphs mean, with the values at both ends."""
+    """What colours and glyphs mean, with the values at both ends; and whether they are logarithmic."""
     snapshot, ink = view.snapshot, view.ink
     if snapshot is None:
         return []
-    metric, cells = METRICS[view.metric], _Cells.of(view, view.metric)
+    metric, is_log = METRICS[view.metric], _is_log(view, METRICS[view.metric])
+    volume, (low, high) = volume_of(snapshot, view.metric), (0.0, 0.0)
+    if view.cursor.query_scale < len(volume.values):
+        low, high = metric.bounds(snapshot, volume, view.cursor)
+    low = log_floor(low, high) if is_log else low
     scale: list[Part] = [(BLOCK, style) for style in ink.heat]
     if metric.amount or ink.glyphs:
         scale = [(RAMP[:-1] if metric.amount else RAMP, ink.calm if metric.amount else ink.text)]
-    low, high = (metric.words(snapshot, value) for value in (cells.low, cells.high))
-    parts: list[Part] = [(f" {low} ", ink.muted), *scale, (f" {high}", ink.muted)]
-    for sign in (f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
+    lowest, highest = (metric.words(snapshot, value) for value in (low, high))
+    parts: list[Part] = [(f" {'up to ' * is_log}{lowest} ", ink.muted), *scale, (f" {highest}", ink.muted)]
+    for sign in (*["logarithmic"] * is_log, f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
         entry = (f"   {sign}", ink.muted)
         parts += [entry] if parts_width([*parts, entry]) <= width else []
     return [row(parts, width)]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Cells:
     """How each cell of one query and source scale looks."""
 
     view: View
-    volume: Volume
+    values: NDArray[np.float64]
+    """[layer, head], as their colours have them: in logarithms where heat is logarithmic."""
+    cells: NDArray[np.uint8]
+    """[layer, head]."""
     low: float
     high: float
     amount: bool
+    selection: Selection | None
 
     @classmethod
-    def of(cls, view: View, metric_name: str) -> _Cells:
+    def of(cls, view: View, metric_name: str, selection: Selection | None = None) -> _Cells:
         assert view.snapshot is not None  # the painters ask before
-        metric, volume = METRICS[metric_name], volume_of(view.snapshot, metric_name)
-        ready = view.cursor.query_scale < len(volume.values)
-        low, high = metric.bounds(view.snapshot, volume, view.cursor) if ready else (0.0, 0.0)
-        return cls(view, volume, low, high, metric.amount)
+        metric, volume, cursor = METRICS[metric_name], volume_of(view.snapshot, metric_name), view.cursor
+        if cursor.query_scale >= len(volume.values):
+            shape = volume.values.shape[1:3]
+            nothing = np.full(shape, Cell.UNWRITTEN, np.uint8)
+            return cls(view, np.zeros(shape), nothing, 0.0, 0.0, metric.amount, selection)
+        place = (cursor.query_scale, slice(None), slice(None), cursor.source_scale)
+        values, (low, high) = volume.values[place], metric.bounds(view.snapshot, volume, cursor)
+        if _is_log(view, metric):
+            values, low, high = in_log(values, low, high)
+        return cls(view, values, volume.cells[place], low, high, metric.amount, selection)
 
     def parts(self, layer: int, head: int, width: int) -> list[Part]:
-        """A cell of this many columns; framed if the cursor is on it."""
+        """A cell of this many columns; framed if the cursor is on it, without a gap if it is in the selection."""
         text, style = self._look(layer, head)
         if (layer, head) != (self.view.cursor.layer, self.view.cursor.head):
+            if self.selection is not None and (layer, head) in self.selection:
+                return [("■" if width == 1 and text == BLOCK else text * width, _underlined(style))]
             filled = text not in _ABSENT.values()
             return [((text * max(1, width - 1) if filled else text.center(width)).ljust(width)[:width], style)]
         ink = self.view.ink
@@ -176,11 +197,7 @@ class _Cells:
         return frame if width == 2 else [*frame, ("▌", ink.accent)]
 
     def _look(self, layer: int, head: int) -> Part:
-        ink, cursor = self.view.ink, self.view.cursor
-        if cursor.query_scale >= len(self.volume.values):
-            return UNWRITTEN, ink.muted
-        place = (cursor.query_scale, layer, head, cursor.source_scale)
-        cell, value = Cell(int(self.volume.cells[place])), float(self.volume.values[place])
+        ink, cell, value = self.view.ink, Cell(int(self.cells[layer, head])), float(self.values[layer, head])
         if cell is not Cell.VALUE:
             return _ABSENT[cell], ink.muted
         if self.amount:
@@ -188,6 +205,16 @@ class _Cells:
         if ink.glyphs:
             return glyph(value, self.low, self.high), ink.text
         return BLOCK, ink.heat[level(value, self.low, self.high)]
+
+
+def _is_log(view: View, metric: Metric) -> bool:
+    return view.choices["heat"] == "log" and not metric.amount
+
+
+@lru_cache(maxsize=64)
+def _underlined(style: Style) -> Style:
+    # One object for equal styles, so that runs merge.
+    return style + Style(underline=True)
 
 
 _ABSENT = {Cell.DROPPED: DROPPED, Cell.UNKNOWN: UNKNOWN, Cell.UNWRITTEN: UNWRITTEN}

@@ -72,7 +72,7 @@ ABOUT_LINE = (
 def answer(view: View, width: int, height: int) -> list[Strip]:
     """Budget, cache and process as shares of a full history; where there is room in words; and the whole as a bar."""
     ink = view.ink
-    if view.snapshot is None:
+    if view.snapshot is None or view.snapshot.ledger is None:
         return [rule("where the memory went", width, ink)]
     ledger = view.snapshot.ledger
     found = ledger.answer
@@ -97,7 +97,7 @@ def wordy_answer_height(view: View, width: int) -> int:
 def table(view: View, width: int, height: int) -> list[Strip]:
     """The titles, and as many lines round the chosen one as fit."""
     ink = view.ink
-    if view.snapshot is None:
+    if view.snapshot is None or view.snapshot.ledger is None:
         return [rule("ledger", width, ink)]
     ledger = view.snapshot.ledger
     rows = ledger_rows(ledger, view.cursor.query_scale)
@@ -114,12 +114,12 @@ def table(view: View, width: int, height: int) -> list[Strip]:
 
 
 def table_height(view: View, width: int) -> int:  # noqa: ARG001 - a Canvas asks for a width
-    return 1 if view.snapshot is None else 2 + num_rows(view.snapshot.ledger)
+    return 1 if view.snapshot is None or view.snapshot.ledger is None else 2 + num_rows(view.snapshot.ledger)
 
 
 def table_hit(view: View, width: int, height: int, x: int, y: int) -> int | None:  # noqa: ARG001 - a whole line counts
     """The line that is drawn there."""
-    if view.snapshot is None or y < 2:
+    if view.snapshot is None or view.snapshot.ledger is None or y < 2:
         return None
     count = num_rows(view.snapshot.ledger)
     index = first_shown(_chosen(view, count), count, max(1, height - 2)) + y - 2
@@ -129,7 +129,7 @@ def table_hit(view: View, width: int, height: int, x: int, y: int) -> int | None
 def line_words(view: View, width: int, height: int) -> list[Strip]:
     """What the chosen line is, where its numbers come from, and how it went over the scales."""
     ink = view.ink
-    if view.snapshot is None:
+    if view.snapshot is None or view.snapshot.ledger is None:
         return []
     ledger = view.snapshot.ledger
     rows = ledger_rows(ledger, view.cursor.query_scale)
@@ -164,8 +164,8 @@ def first_shown(chosen: int, count: int, room: int) -> int:
 def scale_sums(view: View, width: int, height: int) -> list[Strip]:
     """Each query scale's sum as one bar of the answer's parts, all on one scale."""
     ink = view.ink
-    found = view.snapshot.ledger.answer if view.snapshot else None
-    if view.snapshot is None or found is None:
+    found = view.snapshot.ledger.answer if view.snapshot and view.snapshot.ledger else None
+    if view.snapshot is None or view.snapshot.ledger is None or found is None:
         return []
     ledger = view.snapshot.ledger
     names = [name for name, _, _ in shares_of(found, ledger.run.lines[0].entry.name) if name not in (SAVED, REST)]
@@ -193,7 +193,7 @@ def scale_sums(view: View, width: int, height: int) -> list[Strip]:
 
 def scale_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | None:  # noqa: ARG001 - a whole line counts
     """The query scale that is drawn there."""
-    if view.snapshot is None or y < 1:
+    if view.snapshot is None or view.snapshot.ledger is None or y < 1:
         return None
     index = first_shown(view.cursor.query_scale, len(view.snapshot.ledger.scales), max(1, height - 1)) + y - 1
     return replace(view.cursor, query_scale=index) if index < view.snapshot.scales_done else None

@@ -43,6 +43,8 @@ _LABEL = 5
 _ROOM_FOR_ALL = 100
 _ROOM_FOR_WORDS = 72
 _SEPARATOR = " │ "
+_MOST_ROWS = (16, 12)
+"""Layers below each other, if there is room for a block beside: of three panels, and of one."""
 _LINES_ABOVE = 4
 """The rule, the cell's words, the legend, and the head numbers or the panels' names."""
 
@@ -57,7 +59,7 @@ def panels(view: View, width: int, height: int) -> list[Strip]:
     sides, layout = _layout(view, a, width, height)
     title = f"{metric.title} · query scale {cursor.query_scale} ← source scale {cursor.source_scale}"
     if len(sides) == 1:
-        where = f"{metric.label} · q{cursor.query_scale} ← s{cursor.source_scale}"
+        where = f"{metric.label} · q{cursor.query_scale} s{cursor.source_scale}"
         title = f"{_NAMES[sides[0]]} · {title if width >= _ROOM_FOR_WORDS else where}"
     tag = comparison.total("storage_peak_bytes").tag if metric.measured else "plan"
     lines = [rule(title, width, view.ink, tag=tag)]
@@ -76,11 +78,15 @@ def panels(view: View, width: int, height: int) -> list[Strip]:
 
 
 def panels_height(view: View, width: int) -> int:
-    """Lines that the panels need if every layer has its own."""
+    """Lines that the panels make use of, where layers may go on in a block beside."""
     found = comparison_of(view)
     if found is None:
         return 1
-    return _LINES_ABOVE + 1 + found[0].schedule.num_layers
+    for most in _MOST_ROWS:
+        sides, layout = _layout(view, found[0], width, _LINES_ABOVE + 1 + most)
+        if len(sides) > 1:
+            break
+    return _LINES_ABOVE + (len(sides) > 1) + layout.rows
 
 
 def panels_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | None:

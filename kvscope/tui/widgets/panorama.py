@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from textual.strip import Strip
 
-from kvscope.tui.metrics import METRICS, Cell, Volume, volume_of
+from kvscope.tui.metrics import METRICS, Cell, Volume, in_log, log_floor, volume_of
 from kvscope.tui.palette import BLOCK, DROPPED, RAMP, UNKNOWN
 from kvscope.tui.pixels import (
     CURSOR_FLAG,
@@ -122,7 +122,10 @@ def _levels(view: View, snapshot: Snapshot, layout: Layout) -> NDArray[np.uint8]
     lows, highs = _bounds(view, snapshot, volume)
     scales, layers = slice(layout.scales.start, layout.scales.stop), slice(layout.layers.start, layout.layers.stop)
     place = (cursor.query_scale, layers, slice(None), scales)
-    levels = levels_of(volume.values[place], lows[scales], highs[scales])
+    if _is_log(view):
+        levels = levels_of(*in_log(volume.values[place], float(lows[0]), float(highs[0])))
+    else:
+        levels = levels_of(volume.values[place], lows[scales], highs[scales])
     cells = volume.cells[place]
     for cell, level in _ABSENT.items():
         levels[cells == cell] = level
@@ -147,6 +150,10 @@ def _bounds(view: View, snapshot: Snapshot, volume: Volume) -> tuple[NDArray[np.
         written = slice(0, cursor.query_scale + 1)
         lows, highs = np.full_like(lows, lows[written].min()), np.full_like(highs, highs[written].max())
     return lows, highs
+
+
+def _is_log(view: View) -> bool:
+    return view.choices["heat"] == "log" and not METRICS[view.metric].amount
 
 
 def _title(snapshot: Snapshot, scale: int) -> str:
@@ -194,12 +201,15 @@ def _scale_parts(view: View, snapshot: Snapshot, layout: Layout) -> list[Part]:
     if metric.amount:
         return [(" none ", ink.muted), *ramp, (" all", ink.muted)]
     lows, highs = _bounds(view, snapshot, volume_of(snapshot, view.metric))
-    low, high = (metric.words(snapshot, float(ends[0]), brief=True) for ends in (lows, highs))
-    return [(f" {low} ", ink.muted), *ramp, (f" {high}", ink.muted)]
+    low, high = float(lows[0]), float(highs[0])
+    lowest = metric.words(snapshot, log_floor(low, high) if _is_log(view) else low, brief=True)
+    at_most, highest = "≤ " * _is_log(view), metric.words(snapshot, high, brief=True)
+    return [(f" {at_most}{lowest} ", ink.muted), *ramp, (f" {highest}", ink.muted)]
 
 
 def _foot_words(view: View, layout: Layout) -> tuple[str, ...]:
-    span = "tokens of its source scale" if METRICS[view.metric].amount else "(for all source scales)"
+    how = "logarithmic, " * _is_log(view)
+    span = "tokens of its source scale" if METRICS[view.metric].amount else f"({how}for all source scales)"
     dropped = "blank: dropped or not written" if layout.per_line == 2 else f"{DROPPED} dropped"
     return f" {span}", f"   {dropped}", f"   {UNKNOWN} not measured"
 

@@ -47,7 +47,7 @@ def test_a_finished_trace_is_read_once_and_let_go(tiny_trace: Path) -> None:
     feed = Feed(tiny_trace, inbox.post)
 
     feed.start()
-    (taken,) = inbox.wait(SnapshotTaken)
+    taken = inbox.wait(SnapshotTaken)[0]
     feed.stop()
 
     assert taken.snapshot.status == "done"  # type: ignore[attr-defined]
@@ -75,6 +75,19 @@ def test_each_new_scale_of_a_live_run_gives_a_snapshot_with_all_before(tmp_path:
     last = inbox.of(SnapshotTaken)[-1].snapshot  # type: ignore[attr-defined]
     assert last.kept_tokens.shape[0] == last.attention_mass.shape[0] == 5
     assert len(last.previews) == 5
+
+
+def test_the_first_snapshot_comes_without_the_ledger_and_the_next_has_it(tiny_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tiny_trace, inbox.post)
+
+    feed.start()
+    first, second = inbox.wait(SnapshotTaken, 2)
+    feed.stop()
+
+    assert first.snapshot.ledger is None  # type: ignore[attr-defined]
+    assert second.snapshot.ledger is not None  # type: ignore[attr-defined]
+    assert second.snapshot.kept_tokens is first.snapshot.kept_tokens  # type: ignore[attr-defined]
 
 
 def test_arrays_of_a_snapshot_cannot_be_written(tiny_trace: Path) -> None:
@@ -155,7 +168,7 @@ def test_a_run_that_is_loading_is_heard_until_its_trace_is_there(tmp_path: Path,
     run.lines = ("loading weights", "ready")
     inbox.wait(RunSaid, 2)
     path.write_bytes(tiny_trace.read_bytes())
-    (taken,) = inbox.wait(SnapshotTaken)
+    taken = inbox.wait(SnapshotTaken)[0]
     feed.stop()
 
     assert [message.lines[-1] for message in inbox.of(RunSaid)] == ["loading weights", "ready"]  # type: ignore[attr-defined]

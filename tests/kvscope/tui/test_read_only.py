@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import random
-import shutil
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from kvscope.recorder import Recorder
 from kvscope.tui import app as app_module
 from kvscope.tui.actions import ACTIONS, actions_of, keys_of
 from kvscope.tui.screens import OVERLAYS, SCREENS
@@ -41,7 +42,7 @@ class Asked:
 
 
 @pytest.fixture
-def sealed(tmp_path: Path, maps_trace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def sealed(tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A trace that nobody may write to, in a folder beside the current one, which is empty."""
     home, here, folder = (tmp_path / name for name in ("home", "here", "traces"))
     for path in (home, here, folder):
@@ -51,7 +52,9 @@ def sealed(tmp_path: Path, maps_trace: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CONFIG_HOME", str(home / "config"))
     monkeypatch.chdir(here)
     monkeypatch.setattr(app_module, "start_demo", refuse_to_start)
-    trace = Path(shutil.copy(maps_trace, folder / "sealed.h5"))
+    trace = folder / "sealed.h5"
+    with Recorder(trace, fake_run.fake_job(attention_map="uint8"), preview=fake_run.fake_preview) as recorder:
+        fake_run.run(recorder)
     trace.chmod(0o444)
     return trace
 
@@ -118,7 +121,7 @@ def test_no_key_writes_or_sends_anything_but_those_that_say_so(drive, sealed: Pa
             if key in START and screen == "runs":
                 continue
             sent, files = list(asked.kinds), len(list(here.iterdir()))
-            await viewer.press(key)
+            await viewer.pilot.press(key)
             assert_drawn(viewer, key)
             assert (asked.kinds != sent) == (key in ASK - {"X"}), key
             assert len(list(here.iterdir())) == files + (key in WRITE), key
@@ -138,7 +141,7 @@ def test_no_order_of_keys_breaks_the_viewer(drive, sealed: Path, seed: int) -> N
     async def script(viewer) -> None:
         viewer.app._remote.close()
         viewer.app._remote = asked
-        for _ in range(80):
+        for _ in range(60):
             screen = viewer.app.view.screen
             usable = [key for key in keys_on(screen) if key not in WRITE | ASK | START]
             pressed.append(chance.choice([*usable, "escape", "escape"]))

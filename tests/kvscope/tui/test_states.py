@@ -351,7 +351,7 @@ def test_screens_look_as_they_did(screen: str, size: tuple[int, int]) -> None:
     look = Look(width=size[0], height=size[1], glyphs=True, colours="none")
     other = TRACES / "infinity-tiny-heatkv-10.h5" if screen == "compare" else None
 
-    text = shoot(TRACES / "infinity-tiny-heatkv-20.h5", "text", look, other=other, place=f"{screen} q5 l1 h0 s3")
+    text = shoot(TRACES / "infinity-tiny-heatkv-20.h5", "text", look, other=other, screen=screen, place="q5 l1 h0 s3")
 
     file = SNAPSHOTS / f"{screen}-{size[0]}x{size[1]}.txt"
     if os.environ.get("KVSCOPE_UPDATE_SNAPSHOTS"):

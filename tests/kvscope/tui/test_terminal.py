@@ -62,6 +62,7 @@ def test_unicode_is_drawn_only_where_terminal_and_locale_speak_it(
         ({"TERM": "xterm", "COLORTERM": "24bit"}, None, "truecolor"),
         ({"TERM": "xterm-direct"}, None, "truecolor"),
         ({"TERM": "screen-256color"}, None, "256"),
+        ({"TERM": "dumb", "TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver"}, None, "truecolor"),
         ({"TERM": "xterm"}, None, "16"),
         ({"TERM": "linux"}, None, "16"),
         ({}, None, "16"),
@@ -242,3 +243,22 @@ def test_no_sequence_of_a_trace_reaches_the_terminal(hostile_trace: Path) -> Non
     assert b"\x1b]0;" not in said
     assert b"PWNED\x07" not in said
     assert "\u202e".encode() not in said
+
+
+def test_a_browser_gets_the_screen_without_a_terminal(wide_trace: Path) -> None:
+    program = f"from pathlib import Path; from kvscope.tui.app import run_app; run_app(Path({str(wide_trace)!r}))"
+    served = {"TEXTUAL_DRIVER": "textual.drivers.web_driver:WebDriver", "COLUMNS": "100", "ROWS": "30"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **served},
+    ) as viewer:
+        assert viewer.stdout is not None
+        try:
+            said = read_until(viewer.stdout.fileno(), b"accounted")
+        finally:
+            viewer.kill()
+
+    assert TRUECOLOR.search(said)
