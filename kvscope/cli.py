@@ -72,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     stderr, sys.stderr = sys.stderr, Narration(sys.stderr)
     try:
         return COMMANDS[args.command].run(args)
-    except RunStopped as stop:
-        narrate(str(stop))
+    except RunStopped as stop:  # the gate has said so
         return stop.exit_code
     except (KVScopeError, HeatKVError) as error:
         narrate(f"error: {error}")

@@ -23,6 +23,7 @@ from kvscope.job import Job
 from kvscope.nvml import GpuSampler
 from kvscope.plan import plan_job
 from kvscope.recorder import Preview, Recorder
+from kvscope.replay import measure_of
 from kvscope.trace import Trace
 from kvscope.units import bytes_text, duration_text, head_tokens_text, seconds_text
 from kvscope.writer import check_output
@@ -114,6 +115,7 @@ def run_job(
     if gate is not None:
         gate.loading(out)
     pipeline = (load or load_pipeline)(job, plan.config, narrate, threads=threads)
+    measure = measure_of(job, pipeline, plan.schedule)
     sampler = GpuSampler(gpu=_gpu(pipeline))
     recorder = Recorder(
         out,
@@ -121,6 +123,7 @@ def run_job(
         overwrite=overwrite,
         sampler=sampler,
         preview=_preview(pipeline),
+        measure=measure,
         parent_run_id=forced.run_id,
         control_socket=control_socket,
         filter=trace_filter,

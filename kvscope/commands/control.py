@@ -159,7 +159,7 @@ def _ask(args: argparse.Namespace, kind: str, **fields: Any) -> int:  # Any: JSO
     if args.json:
         _print_json({"request": kind, "pid": answer.welcome.pid, "message": reply.message, "trace": trace})
     else:
-        _print_lines([f"process {answer.welcome.pid}: {reply.message}: {trace}"])
+        _print_lines([f"process {answer.welcome.pid}: {reply.message}"])
     return 0
 
 

@@ -333,7 +333,10 @@ class KVScopeApp(App[None]):
         self.action_list()
 
     def action_ask(self, kind: str) -> None:
-        """Ask the run: pause, resume, step or stop; what came of it is said when it answers."""
+        """Ask the run: pause, resume, step or stop; what came of it is said when it answers. Pausing twice resumes."""
+        link = self._view.link
+        if kind == "pause" and link is not None and link.state == "paused":
+            kind = "resume"
         refusal = self._remote.ask(kind, self._view)
         if refusal:
             self.say(refusal, bad=True)

@@ -17,6 +17,8 @@ from kvscope import errors
         (errors.TraceVersionError, 5),
         (errors.OutputError, 6),
         (errors.NoTerminalError, 7),
+        (errors.ControlError, 10),
+        (errors.RunStopped, 130),
     ],
 )
 def test_every_error_has_its_documented_exit_code(kind: type[errors.KVScopeError], code: int) -> None:

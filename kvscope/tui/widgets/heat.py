@@ -147,7 +147,7 @@ def legend(view: View, width: int, _height: int) -> list[Strip]:
     if metric.amount or ink.glyphs:
         scale = [(RAMP[:-1] if metric.amount else RAMP, ink.calm if metric.amount else ink.text)]
     lowest, highest = (metric.words(snapshot, value) for value in (low, high))
-    parts: list[Part] = [(f" {'up to ' * is_log}{lowest} ", ink.muted), *scale, (f" {highest}", ink.muted)]
+    parts: list[Part] = [(f" {'≤ ' * is_log}{lowest} ", ink.muted), *scale, (f" {highest}", ink.muted)]
     for sign in (*["logarithmic"] * is_log, f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
         entry = (f"   {sign}", ink.muted)
         parts += [entry] if parts_width([*parts, entry]) <= width else []

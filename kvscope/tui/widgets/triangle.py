@@ -258,7 +258,7 @@ def _foot(view: View, shade: _Shade, layout: Layout, width: int, height: int) ->
     ramp: list[Part] = [(BLOCK, style) for style in ink.heat]
     if ink.glyphs or not ink.colour:
         ramp = [(RAMP, ink.text)]
-    low = f"up to {units.fraction_text(shade.low)}" if shade.is_log else "0 %"
+    low = f"≤ {units.fraction_text(shade.low)}" if shade.is_log else "0 %"
     parts: list[Part] = [(f" {low} ", ink.muted), *ramp, (f" {units.fraction_text(shade.high)}", ink.muted)]
     has_room = layout.cell >= _ROOM_FOR_VALUES
     numbers = ["% of the head's attention"] if has_room else ["sums in %"]

@@ -1,0 +1,70 @@
+"""`kvscope fidelity`: learn, from forced runs of many schedules, how attention lost turns into bits gone wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvscope.errors import UsageError
+from kvscope.narration import print_data
+from kvscope.units import fraction_text, printable
+
+if TYPE_CHECKING:
+    from kvscope.fidelity import Fidelity
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("traces", type=Path, nargs="+", metavar="TRACE", help="finished runs of policy full, of one model, two or more")
+    add("--schedules", type=int, default=60, metavar="N", help="schedules to try on each (default: %(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="of the random ones (default: %(default)s)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help="what was learnt, as JSON, with every trial")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Try schedules on every trace, fit, write, and say how well the estimate ranks them."""
+    # Deferred: --help must load neither numpy nor torch.
+    from heatkv.config import model_config
+    from heatkv.files import check_new
+    from kvscope.replay import learnt
+    from kvscope.runner import load_pipeline
+    from kvscope.trace import Trace
+
+    if len(args.traces) < 2:
+        raise UsageError("one trace; give two or more, so that the error can be judged on prompts left out")
+    if not 4 <= args.schedules <= 10_000:
+        raise UsageError(f"--schedules {args.schedules}; expected 4 to 10000")
+    check_new(args.output, overwrite=args.overwrite)
+    with Trace.open(args.traces[0]) as first:
+        job = first.header.job
+    pipeline = load_pipeline(job, model_config(job.model), _say, threads=args.threads)
+    found = learnt(args.traces, pipeline, count=args.schedules, seed=args.seed)
+    found.save(args.output, overwrite=args.overwrite)
+    _say(f"written to {args.output}")
+    print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else fidelity_text(found))
+    return 0
+
+
+def fidelity_text(found: Fidelity) -> str:
+    """How many trials, in what range, and how well the estimate ranks and predicts them."""
+    prompts = len({trial.prompt for trial in found.trials})
+    lines = [
+        f"{found.model}: {len(found.trials)} trials on {prompts} runs, losing {fraction_text(found.least)} to "
+        f"{fraction_text(found.most)} of attention (est.)"
+    ]
+    for measure, line in found.lines.items():
+        lines.append(
+            f"{measure:<6} rank correlation {line.rank_correlation:.3f}; eight of ten within ×/÷ "
+            f"{10 ** (1.2816 * line.spread):.2f} of the prediction, on prompts left out"
+        )
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"kvscope: {printable(text)}\n")

@@ -1,0 +1,230 @@
+"""The editing side of `kvscope plan`: a script of edits on a recorded run's schedule, or on a schedule file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvscope.errors import UsageError
+from kvscope.narration import print_data
+from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable
+
+if TYPE_CHECKING:
+    from kvscope.draft import Draft, Ground
+    from kvscope.estimate import Estimate
+    from kvscope.fidelity import Fidelity
+    from kvscope.journal import History
+    from kvscope.planfile import PlanFile, Totals
+    from kvscope.trace import Trace
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--from", dest="start", type=Path, metavar="FILE", help="edit the schedule of this trace, or this schedule file"
+    )
+    add("--script", type=Path, metavar="FILE", help="a file of edits, one a line (see docs/tuning.md)")
+    add("--edit", action="append", default=[], metavar="LINE", help="an edit, as 'drop l12 h3 s5'; may be repeated")
+    add("--fidelity", type=Path, metavar="FILE", help="predict errors with what `kvscope fidelity` learnt")
+    add("--save-plan", type=Path, metavar="FILE", help="write the change for review, and for `kvscope apply`")
+
+
+def is_edit(args: argparse.Namespace) -> bool:
+    """Whether the options ask for editing, not for planning anew."""
+    return args.start is not None or args.script is not None or bool(args.edit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """What is edited."""
+
+    draft: Draft
+    trace: Trace | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Edit a schedule; print what it comes to; write what was asked for."""
+    # Deferred: --help must not load numpy.
+    from heatkv.files import check_new
+    from kvscope.journal import replayed
+
+    if args.start is None:
+        raise UsageError("--script and --edit change a schedule; say which one: --from TRACE, or --from SCHEDULE")
+    if not args.script and not args.edit:
+        raise UsageError("--from is read for edits only; give --script FILE or --edit LINE")
+    for path in (args.output, args.save_plan):
+        if path is not None:
+            check_new(path, overwrite=args.overwrite)
+    lines = [*_script(args.script), *args.edit]
+    start = _start(args)
+    try:
+        history = replayed(start.draft, lines, source=str(args.script or "--edit"))
+        return _finish(args, start, history)
+    finally:
+        if start.trace is not None:
+            start.trace.close()
+
+
+def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
+    from kvscope.errors import KVScopeError
+
+    draft = history.draft
+    if args.output is not None and draft.problem is None:
+        draft.schedule.save(args.output, overwrite=args.overwrite)
+        _say(f"schedule written to {args.output}")
+    plan = None
+    if start.trace is not None and draft.problem is None:
+        plan = _plan_file(args, start.trace, history)
+    if args.save_plan is not None:
+        if plan is None:
+            why = draft.problem.text if draft.problem else "a plan changes a recorded run; give --from TRACE"
+            raise UsageError(f"no plan to save: {why}")
+        plan.save(args.save_plan, overwrite=args.overwrite)
+        _say(f"plan written to {args.save_plan}; `kvscope apply {args.save_plan}` runs it")
+    if args.json:
+        print_data(json.dumps(_record(draft, plan), indent=2, allow_nan=False))
+    else:
+        print_data(plan_text(plan) if plan is not None else draft_text(draft))
+    if draft.problem is not None:
+        error: KVScopeError = UsageError(f"the edits leave a problem: {draft.problem.text}")
+        raise error
+    return 0
+
+
+def _script(path: Path | None) -> list[str]:
+    if path is None:
+        return []
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a file of edits") from None
+
+
+def _start(args: argparse.Namespace) -> _Start:
+    from heatkv.schedule import PruningSchedule
+    from kvscope.draft import Draft
+    from kvscope.replay import ground_of
+    from kvscope.trace import Trace
+
+    if args.start.suffix == ".json":
+        schedule = PruningSchedule.load(args.start)
+        return _Start(Draft.of(schedule, _ground(schedule, args)), None)
+    trace = Trace.open(args.start)
+    ground = ground_of(trace)
+    if args.orders is not None:
+        ground = replace(ground, orders=_orders(args.orders, ground))
+    return _Start(Draft.of(trace.schedule, ground), trace)
+
+
+def _ground(schedule: Any, args: argparse.Namespace) -> Ground:  # Any: PruningSchedule, not known before it is needed
+    from heatkv.bundled import bundled_orders
+    from heatkv.config import model_config
+    from kvscope.draft import Ground
+    from kvscope.job import DTYPE_BYTES
+
+    config = model_config(schedule.model)
+    rows = 1 if args.cfg == 1 else 2
+    ground = Ground(config, schedule.scales, config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[args.dtype], rows=rows))
+    orders = args.orders or bundled_orders(config)
+    return ground if orders is None else replace(ground, orders=_orders(orders, ground))
+
+
+def _orders(path: Path, ground: Ground) -> Any:  # Any: HeadOrders
+    from kvscope.plan import load_orders
+
+    return load_orders(path, ground.config)
+
+
+def _fidelity(args: argparse.Namespace) -> Fidelity | None:
+    from kvscope.fidelity import Fidelity
+
+    return None if args.fidelity is None else Fidelity.load(args.fidelity)
+
+
+def _plan_file(args: argparse.Namespace, trace: Trace, history: History) -> PlanFile:
+    from kvscope.estimate import estimate
+    from kvscope.planfile import plan_file
+
+    draft = history.draft
+    before = estimate(trace, draft.start)
+    after: Estimate = estimate(trace, draft.schedule, limit_tokens=draft.limit_tokens)
+    job = replace(trace.header.job, parent=str(args.start), mode="free", schedule=None, policy=draft.schedule.policy)
+    edits = [edit.text for edit in history.edits[: history.at]]
+    return plan_file(
+        trace, draft, edits, after=after, before=before, job=job, orders=args.orders, fidelity=_fidelity(args)
+    )
+
+
+def plan_text(plan: PlanFile) -> str:
+    """A plan for a person to review: totals before and after, and the edits."""
+    rows = [
+        ("", "before", "after (est.)"),
+        ("policy", plan.before.policy, plan.after.policy),
+        ("budget", fraction_text(plan.before.budget, absent="none"), fraction_text(plan.after.budget, absent="none")),
+        ("peak", bytes_text(plan.before.peak_bytes), bytes_text(plan.after.peak_bytes)),
+        ("", head_tokens_text(plan.before.peak_tokens), head_tokens_text(plan.after.peak_tokens)),
+        ("at", _place(plan.before), _place(plan.after)),
+        ("attention lost", _share(plan.before.lost), _share(plan.after.lost)),
+        ("KL, nats per bit", _band(plan.before.kl), _band(plan.after.kl)),
+        ("bits that flip", _band(plan.before.flips), _band(plan.after.flips)),
+        ("schedule", plan.before.schedule_sha256[:12], plan.after.schedule_sha256[:12]),
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    lines.append(f"{plan.changed_head_scales:,} head-scales change")
+    if plan.unknown_cells:
+        lines.append(f"estimate only: the parent never attended to {plan.unknown_cells:,} of what is now read")
+    return "\n".join([*lines, *(f"  {printable(edit)}" for edit in plan.edits)])
+
+
+def draft_text(draft: Draft) -> str:
+    """A schedule that no recorded run stands behind."""
+    schedule = draft.schedule
+    peak = schedule.peak_tokens
+    return "\n".join(
+        [
+            f"policy          {schedule.policy}",
+            f"budget          {fraction_text(draft.budget, absent='none')}",
+            f"peak (est.)     {bytes_text(peak * draft.ground.bytes_per_token)}, {head_tokens_text(peak)}",
+            f"pins            {draft.num_pins:,}",
+            f"schedule        {schedule.content_hash[:12]}",
+        ]
+    )
+
+
+def _place(totals: Totals) -> str:
+    return f"scale {totals.peak_query_scale}, layer {totals.peak_layer}"
+
+
+def _share(lost: float | None) -> str:
+    return fraction_text(lost, absent="unknown")
+
+
+def _band(band: tuple[float, float, float] | None) -> str:
+    return "unknown" if band is None else f"{band[1]:.3g} ({band[0]:.3g} to {band[2]:.3g})"
+
+
+def _record(draft: Draft, plan: PlanFile | None) -> dict[str, Any]:  # Any: JSON values
+    problem = None if draft.problem is None else {"text": draft.problem.text, "minimum_budget": draft.problem.minimum}
+    record: dict[str, Any] = {
+        "problem": problem,
+        "schedule_sha256": draft.schedule.content_hash,
+        "policy": draft.schedule.policy,
+        "budget": draft.budget,
+        "pins": draft.num_pins,
+        "peak_tokens": draft.schedule.peak_tokens,
+        "peak_bytes": draft.schedule.peak_tokens * draft.ground.bytes_per_token,
+        "tag": "estimated",
+    }
+    if plan is not None:
+        facts = plan.to_json()
+        record |= {name: facts[name] for name in ("before", "after", "changed_head_scales", "unknown_cells", "edits")}
+    return record
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"kvscope: {printable(text)}\n")
