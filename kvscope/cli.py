@@ -119,6 +119,7 @@ def open_command(args: argparse.Namespace) -> int:
         screen=options.known_screen(args),
         place=args.goto,
         light=args.light,
+        contrast=args.high_contrast,
         plain=args.ascii or None,
         colours=options.wanted_colours(args),
         keymap=args.keymap,

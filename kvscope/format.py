@@ -288,8 +288,8 @@ ARRAYS = (
           "parent's bits; NaN: not measured", "nat", "f4", chunk=(16,), fill=float("nan")),
     Table("forced_flips", ("query_scale",), "Of a forced run: share of the bits whose likelier value is not the "
           "parent's; NaN: not measured", "1", "f4", chunk=(16,), fill=float("nan")),
-    Table("attention_error", _HEAD_SCALES[:3], "Of a forced run: |output - the parent's| / |the parent's| of the head's "
-          "attention, at the parent's inputs; NaN: not measured", "1", "f4", chunk=(1, 0, 0), fill=float("nan")),
+    Table("attention_error", _HEAD_SCALES[:3], "Of a forced run: |output - the parent's| / |the parent's| of the "
+          "head's attention, at the parent's inputs; NaN: not measured", "1", "f4", chunk=(1, 0, 0), fill=float("nan")),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",
           chunk=(1, 1024, 0)),
     Table("preview", ("query_scale", "preview_y", "preview_x", "rgb"), "Picture decoded after the scale "

@@ -224,12 +224,6 @@ def keys_shown(action_id: str, keymap: Keymap = NO_CHANGES) -> str:
     return " ".join(map(key_text, keys_of(action_id, keymap)))
 
 
-def keymap_of(view: object) -> Keymap:
-    """The keymap of a View."""
-    keymap: Keymap = getattr(view, "keymap", NO_CHANGES)
-    return keymap
-
-
 def key_text(key: str) -> str:
     """A key as a person writes it: `↑`, `pgup`, `^c`, `F1`, `?`."""
     modifier, _, base = key.rpartition("+")

@@ -20,18 +20,27 @@ from textual.screen import Screen
 from kvscope.errors import KVScopeError, NoTerminalError
 from kvscope.recent import recent, remember
 from kvscope.tui import goto
-from kvscope.tui.actions import actions_of, bindings
+from kvscope.tui.actions import actions_of, bindings, keys_shown
 from kvscope.tui.cursor import Axis, Cursor, Shape
 from kvscope.tui.feed import FASTEST_S, REMOTE_S, Feed, Launched, Snapshot
 from kvscope.tui.keymap import read_keymap
 from kvscope.tui.listing import Listing, start_demo
 from kvscope.tui.messages import AttentionTaken, RunSaid, RunsListed, RunTold, SnapshotTaken, TraceLost, TraceRefused
 from kvscope.tui.metrics import METRICS
-from kvscope.tui.palette import DARK, LIGHT, Ink, ink
+from kvscope.tui.palette import DARK, THEMES, Ink, ink, theme_for, turned
 from kvscope.tui.remote import Remote
 from kvscope.tui.screens import SCREENS, load_overlay, load_screen
 from kvscope.tui.screens.base import TraceScreen
-from kvscope.tui.terminal import FEW_COLOURS, Colours, NoColour, colours_of, is_remote, speaks_unicode
+from kvscope.tui.terminal import (
+    FEW_COLOURS,
+    Colours,
+    colours_of,
+    full_console,
+    is_remote,
+    is_served,
+    line_filters,
+    speaks_unicode,
+)
 from kvscope.tui.view import View
 from kvscope.tui.widgets.canvas import Canvas
 from kvscope.units import printable
@@ -65,6 +74,7 @@ class KVScopeApp(App[None]):
         remember: Callable[[Path], None] = lambda _: None,
     ) -> None:
         super().__init__()
+        self.console = full_console()
         # Before the first `self.no_color`, `_ink` and what is made of them.
         self._colours: Colours = colours or ("none" if self.no_color else "truecolor")
         self.error: KVScopeError | None = None
@@ -95,7 +105,7 @@ class KVScopeApp(App[None]):
         return self._view
 
     def on_mount(self) -> None:
-        for theme in (DARK, LIGHT):
+        for theme in THEMES:
             self.register_theme(theme)
         self.theme = self._first_theme.name
         self.theme_changed_signal.subscribe(self, lambda theme: self._show(replace(self._view, ink=self._ink(theme))))
@@ -124,7 +134,13 @@ class KVScopeApp(App[None]):
         kept = self._view
         self._show(
             replace(
-                fresh, other=kept.other, folder=kept.folder, runs=kept.runs, recent=kept.recent, choices=kept.choices
+                fresh,
+                other=kept.other,
+                folder=kept.folder,
+                runs=kept.runs,
+                recent=kept.recent,
+                choices=kept.choices,
+                keymap=kept.keymap,
             )
         )
         self._feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s)
@@ -319,7 +335,7 @@ class KVScopeApp(App[None]):
         path = screen.chosen_path(self._view) if screen is not None else None
         if path is not None:
             self.open_other(path)
-            self.say(f"{path.name} is B on Compare, key {SCREENS['compare'].key}")
+            self.say(f"{path.name} is B on Compare, key {keys_shown('screen.compare', self._view.keymap)}")
 
     def action_demo(self) -> None:
         """Record a demo run in a process of its own, and show it from its first moment."""
@@ -348,7 +364,7 @@ class KVScopeApp(App[None]):
 
     def action_theme(self) -> None:
         """Dark or light."""
-        self.theme = (LIGHT if self.current_theme.dark else DARK).name
+        self.theme = turned(self.current_theme).name
 
     def action_write(self, form: str) -> None:
         """Write the screen here as svg, or what it shows as csv or json; never over a file that is there."""
@@ -380,12 +396,11 @@ class KVScopeApp(App[None]):
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What is done to every line before the terminal gets it."""
-        # Textual's own answer to NO_COLOR is greys, and its filter of dim text turns dim into colour.
-        return [NoColour()] if self._colours == "none" else super().get_line_filters()
+        return line_filters(self._colours, super().get_line_filters())
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:  # noqa: ARG002 - Textual's
         """The command palette: every action of this screen, and nothing else."""
-        for action in actions_of(self._view.screen):
+        for action in actions_of(self._view.screen, self._view.keymap):
             yield SystemCommand(action.help, f"key {action.shown}", partial(self.run_action, action.command))
 
     @property
@@ -394,7 +409,7 @@ class KVScopeApp(App[None]):
         return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, TraceScreen)), None)
 
     def _ink(self, theme: Theme) -> Ink:
-        return ink(theme, glyphs=self._glyphs, plain=self._plain, colour=self._colours != "none")
+        return ink(theme, glyphs=self._glyphs, plain=self._plain, colours=self._colours)
 
     def _over(self, name: str) -> None:
         self.push_screen(load_overlay(name)(self._view))
@@ -436,6 +451,7 @@ def run_app(
     screen: str | None = None,
     place: str = "",
     light: bool = False,
+    contrast: bool = False,
     plain: bool | None = None,
     colours: str | None = None,
     keymap: Path | None = None,
@@ -448,7 +464,7 @@ def run_app(
     that makes no sense, and TraceError where there is no trace.
     """
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not (is_served(os.environ) or (sys.stdin.isatty() and sys.stderr.isatty())):
         raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
     if plain is None:
         plain = not speaks_unicode(os.environ, sys.stderr.encoding)
@@ -459,7 +475,7 @@ def run_app(
         folder=folder,
         screen=screen,
         place=goto.parse(place),
-        theme=LIGHT if light else DARK,
+        theme=theme_for(light=light, contrast=contrast),
         plain=plain,
         colours=colours_of(os.environ, colours),
         keymap=read_keymap(keymap),

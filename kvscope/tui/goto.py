@@ -33,13 +33,16 @@ NOWHERE = Place()
 
 
 def parse(line: str) -> Place:
-    """The place that a line describes. Raises UsageError for a word that means nothing."""
+    """The place that a line describes. A first word that names a screen means the screen: `mass` is a metric too.
+
+    Raises UsageError for a word that means nothing.
+    """
     place = NOWHERE
-    for word in line.lower().split():
+    for index, word in enumerate(line.lower().split()):
         axis = _WORD.fullmatch(word)
         if axis is not None:
             place = Place(place.screen, place.metric, (*place.axes, (_AXES[axis[1]], int(axis[2]))))
-        elif word in METRICS:
+        elif word in METRICS and not (index == 0 and word in SCREENS):
             place = Place(place.screen, word, place.axes)
         elif word in SCREENS:
             place = Place(word, place.metric, place.axes)

@@ -19,8 +19,11 @@ FORMS = ("svg", "csv", "json")
 
 def write_screen(app: KVScopeApp, screen: TraceScreen, form: str) -> str:
     """Write the screen in the current folder, under a name that is free; returns the name. Raises OSError."""
+    # Deferred: it imports what is here.
+    from kvscope.tui.shot import screen_svg
+
     view = app.view
-    text = app.export_screenshot() if form == "svg" else records_text(screen.records(view), form)
+    text = screen_svg(app) if form == "svg" else records_text(screen.records(view), form)
     stem = f"kvscope-{printable(Path(view.name).stem)}-{view.screen}" if view.name else f"kvscope-{view.screen}"
     return _write_new(stem, form, text)
 
@@ -30,7 +33,8 @@ def records_text(records: list[Record], form: str) -> str:
     if form == "json":
         return json.dumps(records, indent=2, allow_nan=False) + "\n"
     lines = io.StringIO()
-    writer = csv.DictWriter(lines, list(dict.fromkeys(name for record in records for name in record)))
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(lines, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
     return lines.getvalue()

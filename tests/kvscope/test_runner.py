@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from heatkv.probe import Capture, NullProbe
-from kvscope.errors import OutputError, UsageError
+from kvscope.control.gate import Gate
+from kvscope.control.protocol import Stop
+from kvscope.errors import OutputError, RunStopped, UsageError
 from kvscope.format import decode_text
 from kvscope.job import Job
 from kvscope.recorder import Recorder
-from kvscope.runner import _Listeners, run_job
+from kvscope.runner import KeptWeights, _Listeners, run_job
 from kvscope.trace import Trace
 
 
@@ -118,3 +120,34 @@ def test_a_probe_that_wants_nothing_measured_turns_nothing_off(tmp_path: Path) -
 
     assert probes.capture == fast.capture
     assert _Listeners([probes, Exact()]).capture == Capture(mass=True, maps=True, bit_exact=True)
+
+
+def test_the_gate_is_told_last_and_a_viewer_can_end_the_run(tmp_path: Path) -> None:
+    class Stops(NullProbe):
+        def scale_done(self, scale: object) -> None:
+            if scale.query_scale == 2:  # type: ignore[attr-defined]
+                assert gate.ask(Stop()).kind == "accepted"
+
+    gate = Gate()
+
+    with pytest.raises(RunStopped, match="stopped by a viewer"):
+        run_job(job(), tmp_path / "run.h5", gate=gate, progress=Stops(), control_socket="/nowhere/run.sock")
+
+    with Trace.open(tmp_path / "run.h5") as trace:
+        assert (trace.status, trace.message) == ("cancelled", "stopped by a viewer")
+        assert trace.scales_done == 3
+        assert trace.image is None
+        assert trace.header.control_socket == "/nowhere/run.sock"
+        assert trace.header.run_id == gate.progress.run_id
+
+
+def test_kept_weights_serve_the_next_job_of_the_same_model_and_no_other(tmp_path: Path) -> None:
+    weights, said = KeptWeights(), []
+
+    for number, changes in enumerate(({}, {"seed": 9}, {"dtype": "float32"})):
+        run_job(job(**changes), tmp_path / f"{number}.h5", narrate=said.append, load=weights.load)
+
+    loads = [line for line in said if "loaded already" in line or "loading anew" in line]
+    assert len(loads) == 2
+    assert "loaded already (bfloat16 on cpu)" in loads[0]
+    assert "loading anew" in loads[1]

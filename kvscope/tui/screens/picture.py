@@ -13,7 +13,7 @@ from textual.events import Key
 from textual.screen import ModalScreen
 from textual.strip import Strip
 
-from kvscope.tui.actions import keymap_of, keys_of, keys_shown
+from kvscope.tui.actions import keys_of, keys_shown
 from kvscope.tui.widgets.canvas import Canvas, Part, View, parts_width, row, spread
 from kvscope.tui.widgets.picture import picture, picture_of
 
@@ -61,7 +61,7 @@ class PictureScreen(ModalScreen[None]):
         self._draw()
 
     def on_key(self, event: Key) -> None:
-        if event.key in keys_of(ACTION, keymap_of(self._view)):
+        if event.key in keys_of(ACTION, self._view.keymap):
             event.stop()
             self.dismiss()
 
@@ -89,7 +89,7 @@ def scale_strip(view: View, width: int, _height: int) -> list[Strip]:
     """Which scales have a picture, the one shown marked; and the keys."""
     ink, snapshot = view.ink, view.snapshot
     tail: list[Part] = [(" [ ]", ink.accent), (" scale ", ink.muted)]
-    tail += [(f" {keys_shown(ACTION, keymap_of(view))}", ink.accent), (" closes ", ink.muted)]
+    tail += [(f" {keys_shown(ACTION, view.keymap)}", ink.accent), (" closes ", ink.muted)]
     parts: list[Part] = [(" after scale ", ink.muted)]
     for scale in range(snapshot.scales_done if snapshot else 0):
         entry = _scale_part(view, snapshot, scale)

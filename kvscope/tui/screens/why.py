@@ -11,7 +11,7 @@ from textual.binding import Binding
 from textual.strip import Strip
 
 from kvscope import units
-from kvscope.tui.actions import keymap_of, keys_shown
+from kvscope.tui.actions import keys_shown
 from kvscope.tui.history import (
     History,
     Moment,
@@ -80,7 +80,7 @@ def why_lines(view: View, width: int, _height: int) -> list[Strip]:
     )
     # As things stand now, wherever the cursor is.
     newest = replace(cursor, query_scale=max(0, snapshot.scales_done - 1))
-    closes = keys_shown("enter", keymap_of(view))
+    closes = keys_shown("enter", view.keymap)
     return [
         rule(
             title,

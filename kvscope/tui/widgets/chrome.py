@@ -58,7 +58,8 @@ def notice_of(view: View) -> tuple[str, Style]:
         return (f"the run is loading: {view.said[-1]}", ink.muted) if view.said else ("", ink.muted)
     if view.paused:
         newer = f", {view.behind} scale{'s' if view.behind > 1 else ''} further" if view.behind else ""
-        return f"this view is paused; the run goes on{newer}, and nothing is lost: space shows the newest", ink.warn
+        key = keys_shown("view.pause", view.keymap)
+        return f"this view is paused; the run goes on{newer}, and nothing is lost: {key} shows the newest", ink.warn
     if view.lost is not None:
         return f"disconnected: {view.lost}", ink.warn
     done, total = snapshot.scales_done, snapshot.schedule.scales.num_scales
@@ -101,7 +102,8 @@ def key_line(view: View, width: int, _height: int) -> list[Strip]:
 def too_small(view: View, width: int, height: int) -> list[Strip]:
     """What there is to say where a screen does not fit."""
     needed = f"too small: {NEEDED[0]}×{NEEDED[1]} needed, {width}×{height} here"
-    lines = [line for text in (needed, "q quits") for line in paragraph(text, view.ink.text, width)]
+    way_out = f"{keys_shown('quit', view.keymap)} quits"
+    lines = [line for text in (needed, way_out) for line in paragraph(text, view.ink.text, width)]
     return [Strip([])] * max(0, (height - len(lines)) // 2) + lines
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope import units
-from kvscope.tui.actions import keymap_of, keys_shown
+from kvscope.tui.actions import keys_shown
 from kvscope.tui.timeline import series_of, step_of, stretch
 from kvscope.tui.widgets.canvas import Part, View, fit, parts_width, row, rule
 from kvscope.tui.widgets.timeline import clock_name
@@ -102,7 +102,7 @@ def _range_line(view: View, snapshot: Snapshot, width: int) -> Strip:
 def _hint(view: View) -> str:
     """How to select a range, or how to leave the zoom."""
     span, zoom, clear, axis = (
-        keys_shown(name, keymap_of(view)) for name in ("time.span", "time.zoom", "clear", "time.axis")
+        keys_shown(name, view.keymap) for name in ("time.span", "time.zoom", "clear", "time.axis")
     )
     along = f"{axis} by {'time' if view.choices['axis'] == 'steps' else 'steps'}"
     if view.window is None:

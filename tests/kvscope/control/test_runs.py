@@ -68,15 +68,16 @@ def test_a_run_is_paused_stepped_resumed_and_stopped(start: Start, tiny_run: tup
     with Trace.open(out) as trace:
         assert (trace.status, trace.message, trace.scales_done) == ("cancelled", "stopped by a viewer", 2)
         assert trace.image is None
-        steps, log = trace.steps, log_of(trace)
-        in_layers = (steps["end_ns"] - steps["begin_ns"]).sum() / 1e9
-        in_all = (steps["end_ns"].max() - steps["begin_ns"].min()) / 1e9
-    assert in_layers < 1 < in_layers + in_all + 10
-    assert [line for line in log if "viewer" in line][:2] == [
+        log = [line for line in log_of(trace) if "viewer" in line]
+    assert [line.partition(" for ")[0] for line in log] == [
         "paused by a viewer, before scale 0",
-        log[log.index("paused by a viewer, before scale 0") + 1],
+        "stepped: paused",
+        "paused by a viewer, after scale 0",
+        "stepped: paused",
+        "paused by a viewer, after scale 1",
+        "paused",
+        "stopped by a viewer",
     ]
-    assert log[-1] == "stopped by a viewer"
     assert list((run.folder / "kvscope").iterdir()) == []
 
 
@@ -236,9 +237,11 @@ def test_the_command_line_can_do_all_that_a_viewer_can(
 def test_of_several_runs_one_must_be_named(
     start: Start, tiny_run: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = [start(*tiny_run, "-o", f"{name}.h5") for name in "ab"]
+    runs = []
+    for name in ("a.h5", "b.h5"):
+        runs.append(start(*tiny_run, "-o", name))
+        runs[-1].ask("pause")
     for run in runs:
-        run.ask("pause")
         run.until_state("paused")
 
     assert main(["control", "status"]) == 10

@@ -29,3 +29,9 @@ def test_an_index_past_the_end_stops_there() -> None:
 def test_a_word_that_means_nothing_is_named(line: str) -> None:
     with pytest.raises(UsageError, match=r"leads nowhere; give words like q7 l12 h3 s5"):
         parse(line)
+
+
+def test_mass_is_a_screen_as_the_first_word_and_a_metric_after_it() -> None:
+    assert (parse("mass q1").screen, parse("mass q1").metric) == ("mass", None)
+    assert (parse("map mass").screen, parse("map mass").metric) == ("map", "mass")
+    assert (parse("q1 mass").screen, parse("q1 mass").metric) == (None, "mass")

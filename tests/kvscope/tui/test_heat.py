@@ -2,14 +2,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvscope import units
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.feed import Snapshot, take_snapshot
-from kvscope.tui.metrics import METRICS, Cell, volume_of
+from kvscope.tui.metrics import METRICS, Cell, log_floor, volume_of
 from kvscope.tui.palette import DARK, RAMP, ink, level
 from kvscope.tui.widgets.canvas import View
 from kvscope.tui.widgets.heat import fold, grid_fold, grid_hit, grid_width, head_strip, heat_grid, legend, strip_hit
@@ -130,3 +132,60 @@ def test_the_legend_names_both_ends(wide: Snapshot) -> None:
     assert "0 tokens = 0 B" in text
     assert "64 tokens = 64.0 KiB" in text
     assert "· dropped" in text
+
+
+def test_the_selected_range_is_marked_by_shape_in_cells_of_every_width(wide: Snapshot) -> None:
+    cursor = Cursor(query_scale=6, layer=9, head=5, source_scale=1)
+    plain = replace(view_of(wide, cursor, glyphs=True), span=None)
+    chosen = replace(plain, span=replace(cursor, layer=8, head=2))
+
+    for width, cell in ((72, 3), (40, 2), (24, 1)):
+        before, after = (heat_grid(view, width, 36)[1:] for view in (plain, chosen))
+        assert grid_fold(plain, width, 36).cell == cell
+        for layer in range(32):
+            inside = 5 + cell * 2, 5 + cell * 6
+            same = [
+                strip.crop(0, inside[0]).text + strip.crop(inside[1]).text for strip in (before[layer], after[layer])
+            ]
+            assert same[0] == same[1]
+            if layer not in (8, 9):
+                assert before[layer].text == after[layer].text
+        (first, *_) = after[8].crop(5 + cell * 2, 5 + cell * 3)
+        assert first.style is not None
+        assert first.style.underline
+        assert " " not in after[8].crop(*inside).text
+
+
+def test_a_range_in_narrow_cells_of_colour_has_another_sign(wide: Snapshot) -> None:
+    cursor = Cursor(query_scale=6, layer=9, head=5, source_scale=1)
+    view = replace(view_of(wide, cursor), span=replace(cursor, layer=8, head=2))
+
+    assert heat_grid(view, 24, 36)[9].text.count("■") == 4
+    assert "■" not in heat_grid(replace(view, span=None), 24, 36)[9].text
+
+
+def test_logarithmic_heat_is_lighter_where_values_are_small_and_says_so(wide: Snapshot) -> None:
+    cursor = Cursor(query_scale=5, layer=31, head=15, source_scale=4)
+    linear = view_of(wide, cursor, glyphs=True)
+    log, volume = linear.chosen("heat", 1), volume_of(wide, "mass")
+    values = volume.values[5, :, :, 4]
+    low, high = METRICS["mass"].bounds(wide, volume, cursor)
+
+    shown, (floor, top) = [strip.text for strip in heat_grid(log, 72, 36)][1:], np.log10([log_floor(low, high), high])
+    for layer in range(31):
+        for head in range(16):
+            if volume.cells[5, layer, head, 4] == Cell.VALUE:
+                expected = RAMP[level(max(floor, np.log10(values[layer, head])), floor, top, levels=len(RAMP))]
+                assert shown[layer][5 + 3 * head] == expected
+    assert "logarithmic" in legend(log, 100, 1)[0].text
+    assert f" ≤ {units.fraction_text(high / 1000)}" in legend(log, 100, 1)[0].text
+    assert "logarithmic" not in legend(linear, 100, 1)[0].text
+
+
+def test_tokens_are_never_logarithmic(wide: Snapshot) -> None:
+    view = view_of(wide, Cursor(5, 31, 15, 4), "kept")
+
+    assert [one.text for one in heat_grid(view.chosen("heat", 1), 72, 36)] == [
+        one.text for one in heat_grid(view, 72, 36)
+    ]
+    assert "logarithmic" not in legend(view.chosen("heat", 1), 100, 1)[0].text

@@ -164,12 +164,12 @@ def test_rows_add_up_to_all_attention(wide: Snapshot) -> None:
 
 
 def test_u_shows_the_unconditional_rows(both: Snapshot) -> None:
-    view = View(ink(DARK), both, Cursor(4, 0, 0, 1)).chosen("guidance", 1)
+    view = View(ink(DARK), both, Cursor(4, 0, 0, 2)).chosen("guidance", 1)
 
     text = text_of(triangle, view)
 
     assert "unconditional attention" in text
-    assert percent_text(float(both.attention_mass_uncond[4, 0, 0, 1])) in text
+    assert percent_text(float(both.attention_mass_uncond[4, 0, 0, 2])) in text
 
 
 @pytest.mark.parametrize("name", ["triangle"])
