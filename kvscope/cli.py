@@ -16,7 +16,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from heatkv.errors import HeatKVError
 from kvscope import options
-from kvscope.commands import attach, compare, control, export, keys, ledger, runs, screen, trace
+from kvscope.commands import (
+    apply,
+    attach,
+    compare,
+    control,
+    export,
+    fidelity,
+    keys,
+    ledger,
+    plan,
+    replay,
+    runs,
+    screen,
+    trace,
+    tune,
+)
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, RunStopped, UsageError
 from kvscope.narration import Narration, drop_stdout, print_data
 from kvscope.units import printable
@@ -132,15 +147,17 @@ def stats_command(args: argparse.Namespace) -> int:
 
 
 def plan_command(args: argparse.Namespace) -> int:
-    """Plan a schedule; loads no model."""
+    """Plan a schedule, or edit one; loads no model."""
+    if plan.is_edit(args):
+        return plan.run(args)
     from kvscope.plan import plan_job, summarize_plan
     from kvscope.report import plan_text
 
     job = options.job_of(args)
-    plan = plan_job(job)
-    summary = summarize_plan(plan, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
+    planned = plan_job(job)
+    summary = summarize_plan(planned, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
     if args.output is not None:
-        plan.schedule.save(args.output, overwrite=args.overwrite)
+        planned.schedule.save(args.output, overwrite=args.overwrite)
     if args.json:
         _print_json(summary.to_json() | {"schedule": None if args.output is None else str(args.output)})
     else:
@@ -195,6 +212,11 @@ def demo_command(args: argparse.Namespace) -> int:
     from kvscope.tui.app import run_app
 
     return run_app(out, keymap=args.keymap)
+
+
+def _plan_options(parser: argparse.ArgumentParser) -> None:
+    options.plan_options(parser)
+    plan.add_options(parser)
 
 
 COMMANDS: dict[str, Command] = {
@@ -258,9 +280,28 @@ COMMANDS: dict[str, Command] = {
     ),
     "plan": Command(
         plan_command,
-        options.plan_options,
-        "plan a schedule without running it",
-        "kvscope plan --model infinity-2b --resolution 1M --orders 2b.json --budget 0.1 -o schedule.json",
+        _plan_options,
+        "plan a schedule without running it, or edit one",
+        "kvscope plan --from run.h5 --script edits.kvs --save-plan plan.json",
+    ),
+    "apply": Command(apply.run, apply.add_options, "run a reviewed plan", "kvscope apply plan.json -o after.h5"),
+    "replay": Command(
+        replay.run,
+        replay.add_options,
+        "run a recorded job again under another schedule",
+        "kvscope replay run.h5 --schedule schedule.json --mode forced",
+    ),
+    "tune": Command(
+        tune.run,
+        tune.add_options,
+        "search a schedule for a target of bytes or of loss",
+        "kvscope tune full.h5 --target-bytes 40MB -o schedule.json",
+    ),
+    "fidelity": Command(
+        fidelity.run,
+        fidelity.add_options,
+        "learn how attention lost turns into wrong bits",
+        "kvscope fidelity full-1.h5 full-2.h5 -o fidelity.json",
     ),
 }
 """Every command by name."""

@@ -44,6 +44,8 @@ class Launched:
 
     def said(self) -> tuple[str, ...]:
         """Its lines so far; of very many, the last."""
+        if self._spoken.closed:
+            return self._lines
         num_bytes = os.fstat(self._spoken.fileno()).st_size
         if num_bytes != self._num_bytes:
             # pread: the run writes at the file's own offset.
@@ -55,7 +57,10 @@ class Launched:
 
     def poll(self) -> int | None:
         """Its exit code, negative for the signal that killed it; None: it runs."""
-        return self._run.poll()
+        code = self._run.poll()
+        if code is not None:
+            self.close()
+        return code
 
     def wait(self, seconds: float) -> int | None:
         """Its exit code, waited for at most so long; None: it runs."""
@@ -67,6 +72,12 @@ class Launched:
         """End it as SIGTERM does, and wait until it has."""
         self._run.terminate()
         self._run.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Listen no more; what it said so far stays."""
+        self.said()
+        self._spoken.close()
 
 
 def run_and_open(
@@ -81,6 +92,13 @@ def run_and_open(
     Returns the viewer's exit code, or the run's if that has ended otherwise than well.
     """
     run = Launched(arguments, out)
+    try:
+        return _shown(run, out, narrate, show)
+    finally:
+        run.close()
+
+
+def _shown(run: Launched, out: Path, narrate: Callable[[str], None], show: Callable[[Path, Launched], int]) -> int:
     try:
         code = show(out, run)
     except KVScopeError:

@@ -16,7 +16,7 @@ from kvscope.errors import KVScopeError, OutputError, RunStopped
 from kvscope.filters import filter_named
 from kvscope.job import Job
 from kvscope.plan import plan_job
-from kvscope.runner import check_weights
+from kvscope.runner import check_parent, check_weights
 from kvscope.writer import check_output
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ class Task:
         """Raises the error of a task that could not be run, as far as that is known before weights are loaded."""
         plan = plan_job(self.job)
         check_weights(self.job, plan.config)
+        check_parent(self.job)
         check_output(self.trace, overwrite=self.overwrite)
         filter_named(self.trace_filter)
         self.check_image()

@@ -238,17 +238,30 @@ class _Parent:
     """Per scale, [1, tokens, bits]; None: the run is free."""
 
 
+def check_parent(job: Job) -> None:
+    """Raises TraceError or UsageError for a parent that the job cannot repeat."""
+    if job.parent is not None:
+        _open_parent(job, job.parent).close()
+
+
+def _open_parent(job: Job, path: str) -> Trace:
+    parent = Trace.open(Path(path))
+    done = parent.scales_done
+    if job.mode == "forced" and done < parent.header.scales.num_scales:
+        parent.close()
+        raise UsageError(f"{path}: holds {done} scales; forcing bits needs a finished run")
+    return parent
+
+
 def _parent_bits(job: Job) -> _Parent:
     if job.parent is None:
         return _Parent()
     # Deferred: torch, as in load_pipeline.
     import torch
 
-    with Trace.open(Path(job.parent)) as parent:
+    with _open_parent(job, job.parent) as parent:
         if job.mode == "free":
             return _Parent(parent.header.run_id)
-        if parent.scales_done < parent.header.scales.num_scales:
-            raise UsageError(f"{job.parent}: holds {parent.scales_done} scales; forcing bits needs a finished run")
         bits = [torch.from_numpy(parent.bits(scale).copy()) for scale in range(parent.scales_done)]
         return _Parent(parent.header.run_id, bits)
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import kvscope
 from kvscope.control import places
 from kvscope.control.protocol import (
     KINDS,
@@ -32,6 +31,7 @@ from kvscope.control.protocol import (
     Welcome,
     decode,
     encode,
+    program,
 )
 from kvscope.errors import ControlError
 
@@ -261,7 +261,7 @@ def _request(kind: str, fields: dict[str, Any]) -> Message:  # Any: JSON values
 
 
 def _hello() -> bytes:
-    return encode(Hello(VERSION, f"kvscope {kvscope.__version__}"))
+    return encode(Hello(VERSION, program()))
 
 
 @dataclass(frozen=True, slots=True)

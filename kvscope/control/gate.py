@@ -178,7 +178,12 @@ class Gate:
         if self._check is None:
             raise _Not("this run ends with its job; start one with `kvscope run --keep`")
         # Without the lock, as it may take seconds; only the server's thread adds tasks.
-        self._check(task)
+        try:
+            self._check(task)
+        except (KVScopeError, HeatKVError):
+            raise
+        except Exception as error:  # a bug in the check must not cost the run its viewers
+            raise _Not(f"it could not be checked ({error!r:.200})") from error
         with self._changed:
             if self._is_over:
                 raise _Not("it is ending already")

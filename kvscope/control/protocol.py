@@ -231,6 +231,17 @@ def decode(line: bytes) -> Message | None:
     return None if one is None else one.from_json(record)
 
 
+def program() -> str:
+    """Who speaks here, as hello and welcome say it."""
+    # Deferred: it takes 20 ms to import. Not by kvscope itself, which names what a viewer may not import.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"kvscope {version('kvscope')}"
+    except PackageNotFoundError:
+        return "kvscope, uninstalled"
+
+
 class Lines:
     """Cuts a stream of bytes into lines."""
 

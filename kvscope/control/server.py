@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import kvscope
 from kvscope.control import places
 from kvscope.control.gate import STOPPED, Gate
 from kvscope.control.protocol import (
@@ -32,6 +31,7 @@ from kvscope.control.protocol import (
     Welcome,
     decode,
     encode,
+    program,
 )
 from kvscope.errors import ControlError, RunStopped
 
@@ -183,17 +183,15 @@ class Server:
             self._queue(viewer, self._gate.ask(message))
 
     def _greet(self, viewer: _Viewer, hello: Hello) -> None:
-        program = f"kvscope {kvscope.__version__}"
+        we = program()
         if hello.version != VERSION:
             who = hello.client[:80] or "the viewer"
             raise ProtocolError(
-                f"{who} speaks version {hello.version} of the protocol, this run ({program}) {VERSION}; use one kvscope"
+                f"{who} speaks version {hello.version} of the protocol, this run ({we}) {VERSION}; use one kvscope"
             )
         viewer.greeted = True
         now = self._gate.progress
-        self._queue(
-            viewer, Welcome(VERSION, program, os.getpid(), now.state, now.trace, now.run_id, self._gate.commands)
-        )
+        self._queue(viewer, Welcome(VERSION, we, os.getpid(), now.state, now.trace, now.run_id, self._gate.commands))
         self._queue(viewer, now)
 
     def _tell_all(self) -> None:

@@ -110,14 +110,14 @@ def test_a_killed_run_is_an_error_of_one_line(tmp_path: Path) -> None:
 
 
 def test_a_run_that_nobody_has_seen_yet_ends_with_its_viewer(tmp_path: Path) -> None:
-    runs = []
+    out, runs = tmp_path / "run.h5", []
 
     def show(path: Path, run: Launched) -> int:
         runs.append(run)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_and_open([*TINY_RUN, "-o", "run.h5"], tmp_path / "run.h5", narrate=lambda _: None, show=show)
+        run_and_open([*TINY_RUN, "-o", str(out)], out, narrate=lambda _: None, show=show)
 
     assert runs[0].poll() is not None
 

@@ -57,30 +57,30 @@ class PictureScreen(ModalScreen[None]):
             yield Container(id="pixels")
             yield Canvas(scale_strip, id="strip")
 
-    def on_mount(self) -> None:
-        self._draw()
+    async def on_mount(self) -> None:
+        await self._draw()
 
     def on_key(self, event: Key) -> None:
         if event.key in keys_of(ACTION, self._view.keymap):
             event.stop()
             self.dismiss()
 
-    def action_turn(self, by: int) -> None:
+    async def action_turn(self, by: int) -> None:
         """The picture after another scale, if there is one."""
         snapshot, cursor = self._view.snapshot, self._view.cursor
         if snapshot is None:
             return
         scale = max(0, min(snapshot.scales_done - 1, cursor.query_scale + by))
         self._view = replace(self._view, cursor=replace(cursor, query_scale=scale))
-        self._draw()
+        await self._draw()
 
-    def _draw(self) -> None:
+    async def _draw(self) -> None:
         real = _real_picture(self._view)
         self.set_class(real is not None, "-pixels")
         if real is not None:
             holder = self.query_one("#pixels", Container)
-            holder.remove_children()
-            holder.mount(real)
+            await holder.remove_children()
+            await holder.mount(real)
         for canvas in self.query(Canvas):
             canvas.show(self._view)
 

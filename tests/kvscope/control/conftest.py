@@ -31,8 +31,8 @@ def until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
 class Started:
     """A `kvscope` process, and its socket."""
 
-    def __init__(self, arguments: tuple[str, ...], folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, arguments: tuple[str, ...], folder: Path, runtime: Path) -> None:
+        self.folder, self._runtime = folder, runtime
         self.process = subprocess.Popen(
             [sys.executable, "-m", "kvscope", *arguments],
             cwd=folder,
@@ -60,23 +60,25 @@ class Started:
         return self.process.returncode, said
 
     def _sockets(self) -> list[Path]:
-        return sorted(self.folder.glob(f"kvscope/{self.process.pid}-*.sock"))
+        return sorted(self._runtime.glob(f"kvscope/{self.process.pid}-*.sock"))
 
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that XDG_RUNTIME_DIR names."""
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    return tmp_path
+    """The folder that XDG_RUNTIME_DIR names; not the one of the runs, where Python would take it for a package."""
+    folder = tmp_path / "r"
+    folder.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    return folder
 
 
 @pytest.fixture
-def start(runtime: Path) -> Iterator[Callable[..., Started]]:
-    """Starts `kvscope` with arguments in the runtime folder; what is left of it is killed after the test."""
+def start(tmp_path: Path, runtime: Path) -> Iterator[Callable[..., Started]]:
+    """Starts `kvscope` with arguments in the test's folder; what is left of it is killed after the test."""
     begun: list[Started] = []
 
     def one(*arguments: str) -> Started:
-        begun.append(Started(arguments, runtime))
+        begun.append(Started(arguments, tmp_path, runtime))
         return begun[-1]
 
     yield one

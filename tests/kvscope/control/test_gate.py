@@ -207,6 +207,16 @@ def test_a_job_is_refused_with_the_words_of_its_check() -> None:
     assert Gate(check=check).ask(submitted("a")) == Refused("submit", "a budget of three; expected less")
 
 
+def test_a_check_that_breaks_is_a_refusal() -> None:
+    def check(_: Submit) -> None:
+        raise ZeroDivisionError
+
+    answer = Gate(check=check).ask(submitted("a"))
+
+    assert isinstance(answer, Refused)
+    assert "ZeroDivisionError" in answer.reason
+
+
 def test_a_process_that_ends_with_its_job_takes_no_other() -> None:
     gate = Gate()
 

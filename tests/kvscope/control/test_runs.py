@@ -78,7 +78,7 @@ def test_a_run_is_paused_stepped_resumed_and_stopped(start: Start, tiny_run: tup
         "paused",
         "stopped by a viewer",
     ]
-    assert list((run.folder / "kvscope").iterdir()) == []
+    assert list((run.folder / "r" / "kvscope").iterdir()) == []
 
 
 def test_the_time_that_a_run_is_held_is_in_no_layer(start: Start, tiny_run: tuple[str, ...], wait_until: Wait) -> None:
@@ -155,6 +155,7 @@ def test_a_process_that_stays_takes_jobs_and_outlives_one_that_fails(start: Star
     run.until_state("idle")
     second, third = str(run.folder / "second.h5"), str(run.folder / "third.h5")
     wrong, fails = job(budget=1e-9, seed=1), job(device="tpu")
+    orphan = job(parent=str(run.folder / "nobody.h5"), mode="forced")
 
     refused = run.ask("submit", job=wrong | {"policy": "heatkv"}, trace=second).reply
     assert isinstance(refused, Refused)
@@ -162,7 +163,8 @@ def test_a_process_that_stays_takes_jobs_and_outlives_one_that_fails(start: Star
     refused = run.ask("submit", job=job(), trace=str(run.folder / "first.h5")).reply
     assert isinstance(refused, Refused)
     assert "exists" in refused.reason
-    assert isinstance(run.ask("submit", job={"prompt": 7}, trace=second).reply, Refused)
+    for one in ({"prompt": 7}, orphan, job(model="infinity-9b")):
+        assert isinstance(run.ask("submit", job=one, trace=second).reply, Refused)
     assert run.ask("submit", job=fails, trace=second).reply == Accepted("submit", "it begins")
     run.until_state("idle")
     assert "unknown device 'tpu'" in run.ask().progress.message

@@ -1,0 +1,112 @@
+"""`kvscope replay`: run a recorded job again under another schedule, at the parent's bits or freely."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from kvscope.errors import OutputError, UsageError
+from kvscope.narration import print_data
+from kvscope.units import bytes_text, fraction_text, printable
+
+if TYPE_CHECKING:
+    from kvscope.after import After
+    from kvscope.job import Job
+
+MODES = ("forced", "free")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("trace", type=Path, metavar="TRACE", help="the recorded run")
+    add("--schedule", type=Path, required=True, metavar="FILE", help="the schedule to obey instead")
+    run_options(parser)
+
+
+def run_options(parser: argparse.ArgumentParser) -> None:
+    """What `replay` and `apply` share."""
+    add = parser.add_argument
+    add("--mode", default="forced", metavar="M", help="forced: at the parent's bits; free: a new image (%(default)s)")
+    add("-o", "--output", type=Path, metavar="FILE", help="the new trace (default: a new name in this folder)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--overwrite", action="store_true", help="replace an output file that exists")
+    add("--json", action="store_true", help="print one JSON object on stdout")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run it, record it, and say what became of it beside what was estimated."""
+    # Deferred: --help must not load numpy.
+    from heatkv.schedule import PruningSchedule
+    from kvscope.trace import Trace
+
+    schedule = PruningSchedule.load(args.schedule)
+    with Trace.open(args.trace) as parent:
+        job = replayed_job(parent.header.job, args.trace, args.schedule, args.mode)
+    return run_and_tell(args, job, args.trace, schedule.content_hash)
+
+
+def replayed_job(job: Job, parent: Path, schedule: Path, mode: str) -> Job:
+    """The parent's job under another schedule. Raises UsageError for an unknown mode."""
+    if mode not in MODES:
+        raise UsageError(f"--mode {mode}; expected one of {', '.join(MODES)}")
+    return replace(
+        job,
+        policy="schedule",
+        budget=None,
+        orders=None,
+        sink_scales=None,
+        schedule=str(schedule),
+        parent=str(parent),
+        mode=mode,  # type: ignore[arg-type]  # one of MODES
+    )
+
+
+def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha256: str) -> int:
+    """Run a job that has a parent; print what became of it."""
+    from kvscope import options
+    from kvscope.after import after
+    from kvscope.progress import ProgressProbe
+    from kvscope.runner import run_job
+    from kvscope.trace import Trace
+
+    out = args.output or options.default_output(job.model, f"{job.mode}-replay")
+    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=_say, progress=ProgressProbe())
+    problem = made.problem()
+    if problem is not None:
+        raise OutputError(problem)
+    with Trace.open(parent) as before, Trace.open(made.trace) as now:
+        found = after(before, now, schedule_sha256)
+    print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else after_text(found))
+    return 0
+
+
+def after_text(found: After) -> str:
+    """What was estimated, and what was measured or forced, a line each."""
+    exact = f"{found.steps_as_estimated} of {found.steps_compared} steps took exactly the estimated bytes"
+    obeyed = "as asked for" if found.as_planned else "NOT the one asked for"
+    guess = f"est. {bytes_text(found.estimated_peak_bytes)}"
+    taken = f"accounted {bytes_text(found.accounted_peak_bytes)}, stored {bytes_text(found.storage_peak_bytes)}"
+    lines = [
+        f"trace           {printable(found.trace)}",
+        f"schedule        {found.schedule_sha256[:12]}, {obeyed}",
+        f"peak            {guess}, {taken}; {exact}",
+        f"attention lost  est. {fraction_text(found.lost, absent='unknown')}",
+    ]
+    if found.kl is not None:
+        scales = "  ".join(f"{value:.2g}" for value in found.kl_by_scale)
+        layers = "  ".join(f"{value:.2g}" for value in found.attention_error_by_layer)
+        lines += [
+            f"KL              forced {found.kl:.4g} nats per bit; by scale  {scales}",
+            f"bits that flip  forced {fraction_text(found.flips)}",
+            f"attention error forced, by layer  {layers}",
+        ]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"kvscope: {printable(text)}\n")
+    sys.stderr.flush()
