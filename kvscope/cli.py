@@ -80,6 +80,8 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments:
+        return _welcome()
     args = _parser().parse_args(arguments)
     args.arguments = arguments
     for ended in (signal.SIGTERM, signal.SIGHUP):
@@ -101,6 +103,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     finally:
         sys.stderr = stderr
+
+
+def _welcome() -> int:
+    """Without a command: the viewer, with traces to choose from; without a terminal, how to give one."""
+    if not _has_terminal():
+        _parser().print_help(sys.stderr)
+        return UsageError.exit_code
+    # Deferred: --help must not load textual.
+    from kvscope.tui.app import run_app
+
+    try:
+        return run_app(None)
+    except KVScopeError as error:
+        narrate(f"error: {error}")
+        return error.exit_code
 
 
 def narrate(text: str) -> None:
@@ -204,7 +221,15 @@ def demo_command(args: argparse.Namespace) -> int:
     opens = not args.json and _has_terminal()
     if opens:
         _check_keymap(args)
-    job = Job(options.DEFAULT_PROMPT, "infinity-tiny", "heatkv", budget=_DEMO_BUDGET, attention_mass=True)
+    job = Job(
+        options.DEFAULT_PROMPT,
+        "infinity-tiny",
+        "heatkv",
+        budget=_DEMO_BUDGET,
+        attention_mass=True,
+        attention_mass_uncond=True,
+        attention_map="uint8",
+    )
     out = args.output or options.default_output("demo", "heatkv")
     made = _run_alone(args, Task(job, out, args.overwrite))
     if made.failed or not opens:

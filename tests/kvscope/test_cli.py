@@ -402,3 +402,10 @@ def test_every_command_has_help_with_an_example(name: str, capsys: pytest.Captur
 
 def _one_thread() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def test_without_a_command_and_a_terminal_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "COMMAND" in said.err
