@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvscope.cli import main
 from kvscope.control.client import ask
 from kvscope.errors import KVScopeError
 from kvscope.live import Launched, run_and_open
@@ -130,3 +131,10 @@ def test_a_bug_in_the_viewer_is_not_hidden_by_a_run_that_does_well(tmp_path: Pat
 
     with pytest.raises(KVScopeError, match="the screen broke"):
         run_and_open([*TINY_RUN, "-o", str(out)], out, narrate=lambda _: None, show=show)
+
+
+def test_without_a_terminal_nothing_is_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY_RUN, "--open", "-o", str(tmp_path / "run.h5")]) == 7
+
+    assert "run without --open" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

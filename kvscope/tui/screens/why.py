@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 _NAME, _TAG = 11, 10
 _SHORTEST_BAR = 4
+_ROOM_FOR_KEYS = 90
 _NOTHING = "no trace is open: there is no cell to tell of"
 
 
@@ -75,19 +76,13 @@ def why_lines(view: View, width: int, _height: int) -> list[Strip]:
     cursor = view.cursor
     history = history_of(snapshot, cursor.layer, cursor.head, cursor.source_scale)
     rows, columns = snapshot.schedule.scales.sizes[history.source_scale]
-    title = (
-        f"why · layer {history.layer} · head {history.head} · source scale {history.source_scale} ({rows}×{columns})"
-    )
+    cell = f"layer {history.layer} · head {history.head} · source scale {history.source_scale} ({rows}×{columns})"
     # As things stand now, wherever the cursor is.
     newest = replace(cursor, query_scale=max(0, snapshot.scales_done - 1))
     closes = keys_shown("enter", view.keymap)
+    tag = f"arrows {{ }} move · {closes} closes" if width >= _ROOM_FOR_KEYS else f"{closes} closes"
     return [
-        rule(
-            title,
-            width,
-            ink,
-            tag=f"arrows {{ }} move · {closes} closes",
-        ),
+        rule(f"why · {cell}", width, ink, tag=tag),
         *paragraph(why(snapshot, newest), ink.strong, width),
         *paragraph(rule_words(snapshot, history), ink.text, width),
         *_facts(view, snapshot, history, width),

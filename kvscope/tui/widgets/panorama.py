@@ -108,7 +108,7 @@ def _layout(view: View, snapshot: Snapshot, width: int, height: int) -> Layout:
     total = schedule.scales.num_scales
     block = max(schedule.num_heads, *(len(_title(snapshot, scale)) + 1 for scale in range(total))) + _GAP
     shown = max(1, min(total, (width - _LABEL + _GAP) // block))
-    first = max(0, min(cursor.source_scale - shown // 2, total - shown))
+    first = max(0, cursor.source_scale - shown + 1)  # from the left: of the last scale nothing is ever kept
     lines = max(1, height - _HEAD_LINES - _FOOT_LINES)
     per_line = 2 if schedule.num_layers > lines and halves_fit(view.ink) else 1
     layers = min(schedule.num_layers, lines * per_line)

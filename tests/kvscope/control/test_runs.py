@@ -163,7 +163,7 @@ def test_a_process_that_stays_takes_jobs_and_outlives_one_that_fails(start: Star
     refused = run.ask("submit", job=job(), trace=str(run.folder / "first.h5")).reply
     assert isinstance(refused, Refused)
     assert "exists" in refused.reason
-    for one in ({"prompt": 7}, orphan, job(model="infinity-9b")):
+    for one in ({"prompt": 7}, orphan, job() | {"model": "infinity-9b"}):
         assert isinstance(run.ask("submit", job=one, trace=second).reply, Refused)
     assert run.ask("submit", job=fails, trace=second).reply == Accepted("submit", "it begins")
     run.until_state("idle")

@@ -1,0 +1,271 @@
+"""Desk: makes plan files of what was edited, runs them, and reads back what the runs obeyed; each in a thread.
+
+It posts a Reviewed or an Applied for every change, and the app puts them into the View. A run is started as
+`kvscope apply` in a process of its own, or handed to the parent's process if that stays for more jobs.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from textual.message import Message
+
+from heatkv.errors import HeatKVError
+from kvscope.control.client import ask
+from kvscope.errors import KVScopeError
+from kvscope.live import Launched
+from kvscope.planfile import PlanFile, plan_file
+from kvscope.tui.editing import orders_path
+
+if TYPE_CHECKING:
+    from kvscope.after import After
+    from kvscope.fidelity import Fidelity
+    from kvscope.job import Job
+    from kvscope.tui.editing import EditState
+    from kvscope.tui.feed import Snapshot
+
+Mode = Literal["free", "forced"]
+_ENDED = ("done", "failed", "cancelled", "crashed")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Review:
+    """A plan file that was written, or why none was."""
+
+    name: str
+    schedule_sha256: str
+    stale: tuple[str, ...] = ()
+    """What has changed since it was made, a line each."""
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Applied:
+    """A plan that was handed to a run, and what became of it."""
+
+    mode: Mode
+    path: Path
+    """The run's trace; it need not be there yet."""
+    plan: str
+    schedule_sha256: str
+    """Of the plan: what the run shall obey."""
+    where: str
+    """What process runs it, in words."""
+    launched: Launched | None = None
+    """None: the parent's process runs it."""
+    status: str = "starting"
+    """starting, or the status of the run's trace."""
+    read_back: str = ""
+    """What the run's trace says of its schedule; empty: there is no trace yet."""
+    as_planned: bool | None = None
+    """The run obeys exactly the plan; None: not known yet."""
+    after: After | None = None
+    """What was estimated beside what was measured or forced; None: the run has not ended."""
+    refused: str = ""
+    """Why nothing runs; empty: it does, or did."""
+
+
+class PlanReviewed(Message):
+    """A plan file is there, or refused."""
+
+    def __init__(self, review: Review) -> None:
+        self.review = review
+        super().__init__()
+
+
+class PlanApplied(Message):
+    """A plan's run has begun, or is refused, or has ended and was read back."""
+
+    def __init__(self, applied: Applied) -> None:
+        self.applied = applied
+        super().__init__()
+
+
+class Desk:
+    """One plan at a time; what it is asked for while busy is refused in words."""
+
+    def __init__(self, post: Callable[[Message], object]) -> None:
+        self._post = post
+        self._thread: threading.Thread | None = None
+
+    def save(self, snapshot: Snapshot, state: EditState, fidelity: Fidelity | None) -> None:
+        """Write the plan file in the current folder, under a name that is free; post a Reviewed."""
+        self._start(lambda: self._post(PlanReviewed(reviewed(snapshot, state, fidelity))))
+
+    def check(self, review: Review) -> None:
+        """Look whether a plan has become stale; post it again."""
+        self._start(lambda: self._post(PlanReviewed(rechecked(review))))
+
+    def apply(
+        self, snapshot: Snapshot, state: EditState, fidelity: Fidelity | None, *, mode: Mode, resident: bool
+    ) -> None:
+        """Write the plan file, then run it; post a Reviewed and an Applied."""
+
+        def work() -> None:
+            review = reviewed(snapshot, state, fidelity)
+            self._post(PlanReviewed(review))
+            if not review.refused:
+                self._post(PlanApplied(applied(snapshot, review, mode=mode, resident=resident)))
+
+        self._start(work)
+
+    def read_back(self, parent: Path, one: Applied) -> None:
+        """Compare an ended run with what was estimated for it; post it with that."""
+        self._start(lambda: self._post(PlanApplied(with_after(parent, one))))
+
+    def wait(self, seconds: float) -> None:
+        """Until what was begun is done, at most so long."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _start(self, work: Callable[[], object]) -> None:
+        before = self._thread
+
+        def after_that() -> None:
+            if before is not None:
+                before.join()
+            work()
+
+        # A daemon, so that a disk that does not answer cannot keep the process alive.
+        self._thread = threading.Thread(target=after_that, name="kvscope-desk", daemon=True)
+        self._thread.start()
+
+
+def reviewed(snapshot: Snapshot, state: EditState, fidelity: Fidelity | None) -> Review:
+    """The plan file of what was edited, written under a name that is free."""
+    # Deferred: h5py belongs to threads.
+    from kvscope.trace import Trace
+
+    sha256 = state.schedule.content_hash
+    try:
+        with Trace.open(snapshot.path) as trace:
+            job = replace(
+                trace.header.job,
+                parent=str(snapshot.path),
+                mode="free",
+                schedule=None,
+                policy=state.schedule.policy,
+            )
+            plan = plan_file(
+                trace,
+                state.draft,
+                state.edits,
+                after=state.estimate,
+                before=_before(trace, state),
+                job=job,
+                orders=orders_path(trace.header.job),
+                fidelity=fidelity,
+            )
+        path = _free_name(f"{snapshot.path.stem}-plan", "json")
+        plan.save(path)
+    except (KVScopeError, HeatKVError, OSError) as error:
+        return Review("", sha256, refused=str(error))
+    return Review(path.name, sha256, tuple(plan.stale()))
+
+
+def rechecked(review: Review) -> Review:
+    """The same plan, and whether it is stale by now."""
+    try:
+        return replace(review, stale=tuple(PlanFile.load(Path(review.name)).stale()))
+    except (KVScopeError, HeatKVError, OSError) as error:
+        return replace(review, stale=(str(error),))
+
+
+def applied(snapshot: Snapshot, review: Review, *, mode: Mode, resident: bool) -> Applied:
+    """The plan's run, begun: in a process of its own, or in the parent's if that is `resident`."""
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    path = Path.cwd() / f"{snapshot.path.stem}-{mode}-{stamp}.h5"
+    one = Applied(mode, path, review.name, review.schedule_sha256, "")
+    if review.stale:
+        return replace(one, refused=f"the plan is stale: {'; '.join(review.stale)}")
+    try:
+        return _submitted(snapshot, one) if resident else _launched(one)
+    except (KVScopeError, HeatKVError, OSError) as error:
+        return replace(one, refused=str(error))
+
+
+def read_back_of(one: Applied, snapshot: Snapshot, wanted: EditState | None) -> Applied:
+    """What the run's trace says of the schedule that it obeys, beside the plan's."""
+    found = snapshot.schedule.content_hash
+    if found == one.schedule_sha256:
+        words = f"the run obeys exactly the plan: sha256 {found[:12]}"
+    else:
+        words = f"NOT the plan: the run obeys {found[:12]}, the plan is {one.schedule_sha256[:12]}"
+        if wanted is not None and wanted.schedule.content_hash == one.schedule_sha256:
+            words += f"; {_differing(wanted, snapshot):,} head-scales differ"
+    return replace(one, status=snapshot.status, read_back=words, as_planned=found == one.schedule_sha256)
+
+
+def with_after(parent: Path, one: Applied) -> Applied:
+    """An ended run, with what was estimated beside what was measured or forced."""
+    # Deferred: h5py belongs to threads.
+    from kvscope.after import after
+    from kvscope.trace import Trace
+
+    try:
+        with Trace.open(parent) as before, Trace.open(one.path) as now:
+            return replace(one, after=after(before, now, one.schedule_sha256))
+    except (KVScopeError, HeatKVError, OSError) as error:
+        return replace(one, read_back=f"{one.read_back}; it cannot be compared: {error}")
+
+
+def has_ended(status: str) -> bool:
+    return status in _ENDED
+
+
+def _before(trace: object, state: EditState) -> object: ...
+
+
+def _launched(one: Applied) -> Applied:
+    launched = Launched(["apply", one.plan, "--mode", one.mode, "--output", str(one.path), "--json"], one.path)
+    return replace(one, launched=launched, where=f"process {launched.pid}, started by this viewer")
+
+
+def _submitted(snapshot: Snapshot, one: Applied) -> Applied:
+    """Hand it to the process that recorded the parent. Raises ControlError if that refuses."""
+    socket = snapshot.header.control_socket
+    if socket is None:
+        return replace(one, refused="the run's trace names no socket, so no process waits for a plan")
+    plan = PlanFile.load(Path(one.plan))
+    schedule = plan.schedule.save(Path(one.plan).with_suffix(".schedule.json").absolute())
+    answer = ask(socket, "submit", job=_job(plan, schedule, one.mode).to_json(), trace=str(one.path))
+    reason = getattr(answer.reply, "reason", None)
+    where = f"process {answer.welcome.pid}, which recorded the parent"
+    return replace(one, where=where, refused="" if reason is None else f"{where}, refused: {reason}")
+
+
+def _job(plan: PlanFile, schedule: Path, mode: Mode) -> Job:
+    """The parent's job under the plan's schedule, with paths that mean the same in another folder."""
+    weights = plan.job.weights
+    return replace(
+        plan.job,
+        policy="schedule",
+        budget=None,
+        orders=None,
+        sink_scales=None,
+        schedule=str(schedule),
+        parent=os.path.abspath(plan.parent),  # noqa: PTH100 - a link stays a link
+        mode=mode,
+        weights=None if weights is None else os.path.abspath(weights),  # noqa: PTH100
+    )
+
+
+def _differing(wanted: EditState, snapshot: Snapshot) -> int:
+    theirs = snapshot.schedule.drop_step
+    ours = wanted.schedule.drop_step
+    return int(np.count_nonzero(ours != theirs)) if ours.shape == theirs.shape else ours.size
+
+
+def _free_name(stem: str, suffix: str) -> Path:
+    number = 1
+    while (path := Path(f"{stem}-{number}.{suffix}")).exists():
+        number += 1
+    return path

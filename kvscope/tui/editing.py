@@ -1,0 +1,242 @@
+"""Editor: the one gate through which a viewer edits a schedule: the journal, the drafts, and what each would do.
+
+Every edit is a line that goes through `Editor.write`, which returns a frozen EditState; screens look at that. It knows
+no widget. `target_at` and `nudged` make lines of what the cursor and the selection mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from heatkv.bundled import bundled_orders
+from heatkv.config import model_config
+from heatkv.errors import HeatKVError
+from kvscope.draft import Draft, Ground
+from kvscope.edits import Target
+from kvscope.errors import KVScopeError, UsageError
+from kvscope.estimate import Estimate, estimate
+from kvscope.fidelity import Fidelity
+from kvscope.journal import REDO, UNDO, History, Journal, replayed
+from kvscope.planfile import Totals, totals
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from heatkv.orders import HeadOrders
+    from heatkv.schedule import PruningSchedule
+    from kvscope.header import Header
+    from kvscope.job import Job
+    from kvscope.tui.cursor import Cursor
+    from kvscope.tui.feed import Snapshot
+
+JOURNAL_SUFFIX = ".kvs"
+_FIDELITY_SUFFIX = "-fidelity.json"
+
+READ_ONLY = "read-only: nothing is edited; `kvscope open TRACE --edit` opens it for editing"
+
+
+@dataclass(frozen=True, slots=True)
+class EditOptions:
+    """How a trace is opened for editing."""
+
+    trace: Path
+    journal: Path | None = None
+    """None: beside the trace, under its name."""
+    fidelity: Path | None = None
+    """None: beside the trace, if there is one that fits."""
+    script: tuple[str, ...] | None = None
+    """Edits that are staged without any journal; None: there is a journal."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EditState:
+    """What was edited so far, and what it would do; all but the recorded run's own plan is estimated."""
+
+    draft: Draft
+    estimate: Estimate
+    before: Totals
+    """Of the recorded run's own plan."""
+    after: Totals
+    lost_before: NDArray[np.float64]
+    """Estimate.lost_by_scale of the recorded run's own plan: [query_scale]."""
+    edits: tuple[str, ...]
+    """The lines that are in force, oldest first."""
+    num_undone: int
+    """How many edits `redo` brings back."""
+    journal: str
+    """The journal's name; empty: there is none."""
+    is_predicted: bool
+    """A fidelity that fits this model is there to predict errors with."""
+    words: str = ""
+    """What came of the last line."""
+    is_refused: bool = False
+    """The last line was not taken, and `words` say why."""
+
+    @property
+    def schedule(self) -> PruningSchedule:
+        return self.draft.schedule
+
+    @property
+    def num_changed(self) -> int:
+        """Head-scales whose drop step differs from the recorded plan's."""
+        return int(self.changed_by_source.sum())
+
+    @property
+    def changed_by_source(self) -> NDArray[np.int64]:
+        """The same by source scale: [source_scale]."""
+        changed = self.draft.schedule.drop_step != self.draft.start.drop_step
+        return np.asarray(changed.sum(axis=(0, 1)), np.int64)
+
+
+class Editor:
+    """Owns the journal of a session and its drafts. Not thread-safe: one thread writes."""
+
+    def __init__(
+        self, snapshot: Snapshot, history: History, *, journal: Journal | None = None, fidelity: Fidelity | None = None
+    ) -> None:
+        self._snapshot, self._history, self._journal = snapshot, history, journal
+        self.fidelity = fidelity
+        self._before = estimate(snapshot, history.draft.start)
+        self.state = self._stated(words=self._first_words())
+
+    @classmethod
+    def begin(cls, snapshot: Snapshot, options: EditOptions) -> Editor:
+        """Go on with the journal that is there, or begin one. Raises KVScopeError or HeatKVError where that cannot be."""
+        draft = Draft.of(snapshot.schedule, ground_of(snapshot.header))
+        fidelity = fidelity_for(snapshot, options)
+        if options.script is not None:
+            return cls(snapshot, replayed(draft, options.script, source="the edits"), fidelity=fidelity)
+        journal = Journal(options.journal or snapshot.path.with_suffix(JOURNAL_SUFFIX), draft)
+        return cls(snapshot, journal.history, journal=journal, fidelity=fidelity)
+
+    def write(self, line: str) -> EditState:
+        """Take a line: an edit, `undo` or `redo`. One that makes no sense changes nothing but the state's words."""
+        before = self._history
+        try:
+            after = self._journal.write(line) if self._journal is not None else before.told(line)
+        except (KVScopeError, HeatKVError) as error:
+            self.state = replace(self.state, words=str(error), is_refused=True)
+        except OSError as error:
+            words = f"the journal cannot be written ({error.strerror or error}); the edit is not taken"
+            self.state = replace(self.state, words=words, is_refused=True)
+        else:
+            self._history = after
+            self.state = self._stated(words=_words(line, before, after))
+        return self.state
+
+    def follow(self, snapshot: Snapshot) -> EditState:
+        """The same edits, estimated with what the run has recorded by now."""
+        self._snapshot = snapshot
+        self._before = estimate(snapshot, self._history.draft.start)
+        self.state = self._stated(words=self.state.words)
+        return self.state
+
+    def close(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+
+    def _stated(self, *, words: str) -> EditState:
+        history, draft = self._history, self._history.draft
+        guess = estimate(self._snapshot, draft.schedule, limit_tokens=draft.limit_tokens)
+        fits = self.fidelity is not None and self.fidelity.fits(draft.start.model, draft.start.scales.sizes)
+        return EditState(
+            draft=draft,
+            estimate=guess,
+            before=totals(draft.start, self._before, self.fidelity),
+            after=totals(draft.schedule, guess, self.fidelity),
+            lost_before=self._before.lost_by_scale,
+            edits=tuple(edit.text for edit in history.edits[: history.at]),
+            num_undone=len(history.edits) - history.at,
+            journal=self._journal.path.name if self._journal is not None else "",
+            is_predicted=fits,
+            words=words,
+        )
+
+    def _first_words(self) -> str:
+        if self._journal is None:
+            return ""
+        count, name = self._history.at, self._journal.path.name
+        if self._history.edits:
+            return f"{count} edit{'' if count == 1 else 's'} resumed from {name}"
+        return f"every edit is a line of {name}, written at once"
+
+
+def target_at(cursor: Cursor, span: Cursor | None) -> Target:
+    """The head-scale under the cursor, or all of the box between it and the other corner of the selection."""
+    other = span or cursor
+    return Target(
+        _between(cursor.layer, other.layer),
+        _between(cursor.head, other.head),
+        _between(cursor.source_scale, other.source_scale),
+    )
+
+
+def nudged(draft: Draft, by: int) -> str:
+    """The line that moves the budget by so many tokens a head; without a budget, from the peak as it is."""
+    heads = draft.schedule.num_layers * draft.schedule.num_heads
+    limit = draft.limit_tokens
+    now = (draft.schedule.peak_tokens if limit is None else limit) // heads
+    most = draft.schedule.history_tokens // heads
+    return f"budget {max(1, min(most, now + by))}t"
+
+
+def ground_of(header: Header) -> Ground:
+    """What editing a run's schedule cannot change; with the head orders that its job names, or the model's own."""
+    config = model_config(header.model)
+    return Ground(config, header.scales, header.bytes_per_token, _orders_of(header.job))
+
+
+def orders_path(job: Job) -> Path | None:
+    """The file of head orders that a job names, if it is still there."""
+    return Path(job.orders) if job.orders is not None and Path(job.orders).exists() else None
+
+
+def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
+    """What predicts errors: the file that was named, else one beside the trace that fits. Raises UsageError."""
+    if options.fidelity is not None:
+        named = Fidelity.load(options.fidelity)
+        if not named.fits(snapshot.header.model, snapshot.schedule.scales.sizes):
+            raise UsageError(
+                f"{options.fidelity}: learnt on {named.model} at other scales or of another model than "
+                f"{snapshot.header.model}'s; leave it out, or learn one with `kvscope fidelity`"
+            )
+        return named
+    beside = snapshot.path.with_name(f"{snapshot.header.model}{_FIDELITY_SUFFIX}")
+    try:
+        found = Fidelity.load(beside) if beside.exists() else None
+    except UsageError:
+        return None
+    fits = found is not None and found.fits(snapshot.header.model, snapshot.schedule.scales.sizes)
+    return found if fits else None
+
+
+def _orders_of(job: Job) -> HeadOrders | None:
+    path = orders_path(job) or bundled_orders(model_config(job.model))
+    if path is None:
+        return None
+    # Deferred: reading a calibration takes h5py, which a viewer without --edit has loaded in another thread.
+    from kvscope.plan import load_orders
+
+    return load_orders(path, model_config(job.model))
+
+
+def _words(line: str, before: History, after: History) -> str:
+    """What a line that was taken did."""
+    word = line.strip().lower()
+    if after is before:
+        return ""
+    if word == UNDO:
+        return f"undone: {before.edits[before.at - 1].text}"
+    if word == REDO:
+        return f"done again: {after.edits[after.at - 1].text}"
+    return after.edits[after.at - 1].text
+
+
+def _between(one: int, other: int) -> tuple[int, int]:
+    return min(one, other), max(one, other)
