@@ -81,6 +81,20 @@ def _list(screen: str) -> tuple[Action, ...]:
     )
 
 
+def _edits(screen: str) -> tuple[Action, ...]:
+    """The keys that edit as a whole, on a screen of the editor."""
+    fill = Action("edit.fill", ("f",), "edit('fill')", "let policy heatkv fill in, or not", "fill", screen=screen)
+    more, less = ("plus",), ("minus",)
+    return (
+        Action(f"{screen}.more", more, "nudge(1)", "raise the budget by a token a head", screen=screen),
+        Action(f"{screen}.less", less, "nudge(-1)", "lower it by a token a head", screen=screen),
+        Action(f"{screen}.type", ("equals_sign",), "over('edit')", "type an edit", "type", screen=screen),
+        Action(f"{screen}.undo", ("u",), "edit('undo')", "undo the last edit", "undo", screen=screen),
+        Action(f"{screen}.redo", ("U",), "edit('redo')", "redo what was undone", screen=screen),
+        *((fill,) if screen == "schedule" else ()),
+    )
+
+
 ACTIONS: tuple[Action, ...] = (
     *(Action(f"screen.{name}", (row.key,), f"show('{name}')", row.help, row.hint) for name, row in SCREENS.items()),
     _move("up", ("up", "k"), "layer", -1, "one layer up"),
@@ -117,6 +131,7 @@ ACTIONS: tuple[Action, ...] = (
     Action("schedule.page_down", ("pagedown",), "lane(16)", "sixteen heads down", screen="schedule"),
     Action("schedule.left", ("left", "h"), "move('source_scale', -1)", "previous source scale", screen="schedule"),
     Action("schedule.right", ("right", "l"), "move('source_scale', 1)", "next source scale", screen="schedule"),
+    *_list("plan"),
     *_list("ledger"),
     *_list("runs"),
     # What is shown, and how.
@@ -129,6 +144,18 @@ ACTIONS: tuple[Action, ...] = (
     Action("time.zoom", ("z",), "zoom", "zoom in on it, and out", "zoom", screen="time"),
     Action("time.axis", ("a",), "choose('axis', 1)", "by steps, or by time", "axis", screen="time"),
     Action("mass.guidance", ("u",), "choose('guidance', 1)", "conditional, or unconditional", "row", screen="mass"),
+    # Editing; of a viewer that was not opened for it, they say how.
+    Action("edit.range", ("v",), "span", "select a range from here", screen="schedule"),
+    Action("edit.drop", ("d",), "edit('drop')", "drop it after the cursor's query scale", "drop", screen="schedule"),
+    Action("edit.never", ("D",), "edit('never')", "never keep it", screen="schedule"),
+    Action("edit.pin", ("p",), "edit('pin')", "keep it to the end", "pin", screen="schedule"),
+    Action("edit.clear", ("C", "backspace"), "edit('clear')", "decide nothing of it any more", screen="schedule"),
+    *(one for screen in ("schedule", "plan") for one in _edits(screen)),
+    Action("edit.plan", ("a",), "show('plan')", "review all edits as a plan", "review", screen="schedule"),
+    Action("plan.apply", ("y", "enter"), "over('apply')", "run the plan", "run it", screen="plan"),
+    Action("plan.mode", ("f",), "choose('mode', 1)", "a free run, or a forced one", "mode", screen="plan"),
+    Action("plan.save", ("s",), "save_plan", "write the plan file", "save", screen="plan"),
+    Action("plan.discard", ("x",), "over('discard')", "take back every edit", "discard", screen="plan"),
     Action("compare.side", ("d",), "choose('side', 1)", "difference, A or B", "side", screen="compare"),
     Action("compare.next", ("n",), "row(1)", "next difference of the list", "next", screen="compare"),
     Action("compare.back", ("N",), "row(-1)", "previous difference", screen="compare"),
@@ -140,7 +167,9 @@ ACTIONS: tuple[Action, ...] = (
     Action("view.glyphs", ("c",), "glyphs", "glyphs instead of colour", "glyphs"),
     Action("view.theme", ("T",), "theme", "dark, or light"),
     Action("view.picture", ("i",), "over('picture')", "the picture, large"),
-    Action("view.pause", ("space",), "pause", "pause this view, not the run", "pause"),
+    Action("view.pause", ("space",), "pause", "pause a live view; play a finished run", "pause"),
+    Action("play", ("greater_than_sign",), "play", "play the run step by step, or stop"),
+    Action("play.speed", ("less_than_sign",), "speed(1)", "play 1×, 4×, 16×, or as it was"),
     # The run.
     Action("run.pause", ("P",), "ask('pause')", "pause the run after this scale", "pause run"),
     Action("run.resume", ("R",), "ask('resume')", "let the run go on"),
@@ -163,6 +192,7 @@ _TOGETHER: tuple[tuple[tuple[str, ...], str], ...] = (
     (("mass.layer_up", "mass.layer_down", "mass.head_left", "mass.head_right"), "head"),
     (("time.left", "time.right"), "step"),
     (("schedule.up", "schedule.down", "schedule.left", "schedule.right"), "lane"),
+    (("plan.up", "plan.down"), "line"),
     (("ledger.up", "ledger.down"), "line"),
     (("runs.up", "runs.down"), "line"),
     (("cursor.query_back", "cursor.query_on"), "query"),

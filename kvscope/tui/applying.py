@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["free", "forced"]
 _ENDED = ("done", "failed", "cancelled", "crashed")
+_STILL_LIVE = "the run is live: its trace grows, so a plan of it is stale at once; apply it when the run is done"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -159,7 +160,7 @@ def reviewed(snapshot: Snapshot, state: EditState, fidelity: Fidelity | None) ->
                 state.draft,
                 state.edits,
                 after=state.estimate,
-                before=_before(trace, state),
+                before=state.estimate_before,
                 job=job,
                 orders=orders_path(trace.header.job),
                 fidelity=fidelity,
@@ -184,7 +185,9 @@ def applied(snapshot: Snapshot, review: Review, *, mode: Mode, resident: bool) -
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = Path.cwd() / f"{snapshot.path.stem}-{mode}-{stamp}.h5"
     one = Applied(mode, path, review.name, review.schedule_sha256, "")
-    if review.stale:
+    if not resident and snapshot.status == "live":
+        return replace(one, refused=_STILL_LIVE)
+    if not resident and review.stale:
         return replace(one, refused=f"the plan is stale: {'; '.join(review.stale)}")
     try:
         return _submitted(snapshot, one) if resident else _launched(one)
@@ -219,9 +222,6 @@ def with_after(parent: Path, one: Applied) -> Applied:
 
 def has_ended(status: str) -> bool:
     return status in _ENDED
-
-
-def _before(trace: object, state: EditState) -> object: ...
 
 
 def _launched(one: Applied) -> Applied:

@@ -60,11 +60,10 @@ class EditState:
 
     draft: Draft
     estimate: Estimate
+    estimate_before: Estimate
+    """Of the recorded run's own plan; so is the next."""
     before: Totals
-    """Of the recorded run's own plan."""
     after: Totals
-    lost_before: NDArray[np.float64]
-    """Estimate.lost_by_scale of the recorded run's own plan: [query_scale]."""
     edits: tuple[str, ...]
     """The lines that are in force, oldest first."""
     num_undone: int
@@ -148,9 +147,9 @@ class Editor:
         return EditState(
             draft=draft,
             estimate=guess,
+            estimate_before=self._before,
             before=totals(draft.start, self._before, self.fidelity),
             after=totals(draft.schedule, guess, self.fidelity),
-            lost_before=self._before.lost_by_scale,
             edits=tuple(edit.text for edit in history.edits[: history.at]),
             num_undone=len(history.edits) - history.at,
             journal=self._journal.path.name if self._journal is not None else "",

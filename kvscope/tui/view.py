@@ -12,13 +12,17 @@ from kvscope.tui.palette import Ink
 
 if TYPE_CHECKING:
     from kvscope.runs import Runs
+    from kvscope.tui.applying import Applied, Review
+    from kvscope.tui.editing import EditState
     from kvscope.tui.feed import AttentionRead, Snapshot
+    from kvscope.tui.playback import Playback
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "heat": ("linear", "log"),
     "axis": ("steps", "time"),
     "side": ("difference", "a", "b"),
     "guidance": ("conditional", "unconditional"),
+    "mode": ("free", "forced"),
 }
 """What a user can choose among besides the metric: name → the values, the first is where it begins."""
 
@@ -77,6 +81,18 @@ class View:
     """Why the folder cannot be listed; None: it can, or it is being listed."""
     recent: tuple[str, ...] = ()
     """Traces that were opened before, newest first."""
+    edit: EditState | None = None
+    """What was edited; None: the viewer only reads."""
+    edit_refused: str | None = None
+    """Why a trace that was opened for editing is only read; None: it is not, or nobody asked."""
+    review: Review | None = None
+    """The plan file that was written last."""
+    applied: Applied | None = None
+    """The plan that was run last."""
+    applied_said: tuple[str, ...] = ()
+    """What its run has said so far."""
+    playback: Playback | None = None
+    """The cursor moves along the steps by itself; None: it stands."""
     keymap: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """The keys that a user's file gives to actions: id → keys, comma-separated."""
     choices: Mapping[str, str] = field(

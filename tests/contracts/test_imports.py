@@ -16,6 +16,9 @@ ALLOWED = {
     "import heatkv.schedule, heatkv.orders, heatkv.scas, heatkv.policies.full, heatkv.policies.heatkv": ("numpy",),
     "import heatkv.attention, heatkv.generate, heatkv.calibrate": ("numpy", "torch", "pynvml"),  # torch imports pynvml
     "import kvscope.errors, kvscope.units, kvscope.job, kvscope.cli": (),
+    "import kvscope.control.client, kvscope.control.server, kvscope.control.targets": (),
+    "import kvscope.edits, kvscope.draft, kvscope.journal, kvscope.estimate, kvscope.fidelity": ("numpy",),
+    "import kvscope.advisor": ("numpy",),
     "import kvscope.report, kvscope.png": ("numpy",),
     "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),
     "import kvscope.trace, kvscope.recorder, kvscope.analysis": ("numpy", "h5py"),

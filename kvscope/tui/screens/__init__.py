@@ -32,11 +32,12 @@ SCREENS: dict[str, ScreenRow] = {
     "time": ScreenRow("3", "time", "bytes and time, step by step", "kvscope.tui.screens.time:TimeScreen"),
     "mass": ScreenRow("4", "mass", "attention of one head", "kvscope.tui.screens.mass:MassScreen"),
     "schedule": ScreenRow("5", "schedule", "when each head drops", "kvscope.tui.screens.schedule:ScheduleScreen"),
+    "plan": ScreenRow("6", "plan", "the edits, before they are run", "kvscope.tui.screens.plan:PlanScreen"),
     "compare": ScreenRow("7", "compare", "two traces", "kvscope.tui.screens.compare:CompareScreen"),
     "ledger": ScreenRow("8", "ledger", "where every byte went", "kvscope.tui.screens.ledger:LedgerScreen"),
     "runs": ScreenRow("9", "runs", "other traces", "kvscope.tui.screens.runs:RunsScreen"),
 }
-"""Screen name → its key, words and class. 6 is kept for the editor's plan."""
+"""Screen name → its key, words and class."""
 
 OVERLAYS: dict[str, str] = {
     "help": "kvscope.tui.screens.help:HelpScreen",
@@ -46,6 +47,9 @@ OVERLAYS: dict[str, str] = {
     "picture": "kvscope.tui.screens.picture:PictureScreen",
     "browse": "kvscope.tui.screens.browse:BrowseScreen",
     "stop": "kvscope.tui.screens.stop:StopScreen",
+    "edit": "kvscope.tui.screens.edit_line:EditLineScreen",
+    "apply": "kvscope.tui.screens.apply:ApplyScreen",
+    "discard": "kvscope.tui.screens.apply:DiscardScreen",
 }
 """What lies over a screen until a key takes it away: name → "module:Class", made from a View."""
 
