@@ -35,8 +35,10 @@ class Run:
         )
         fake_run.wait_for(lambda: list(runtime.glob("kvscope/*.sock")), seconds=30)
         self.socket = str(next(runtime.glob("kvscope/*.sock")))
-        ask(self.socket, "step", timeout_s=30)
+        ask(self.socket, "pause", timeout_s=30)  # before its first scale
         fake_run.wait_for(lambda: ask(self.socket, timeout_s=30).progress.state == "paused", seconds=30)
+        ask(self.socket, "step", timeout_s=30)
+        fake_run.wait_for(lambda: self.scales_done == 1, seconds=30)
         fake_run.wait_for_scales(self.path, 1)
 
     @property
