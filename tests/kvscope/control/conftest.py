@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,10 +66,16 @@ class Started:
 
 @pytest.fixture
 def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder that XDG_RUNTIME_DIR names; not the one of the runs, where Python would take it for a package."""
-    folder = tmp_path / "r"
-    folder.mkdir()
+    """The folder that XDG_RUNTIME_DIR names; not the one of the runs, where Python would take it for a package.
+
+    The other place for sockets is empty too: runs of whoever works on this machine are none of these tests'.
+    """
+    folder, elsewhere = tmp_path / "r", tmp_path / "t"
+    for one in (folder, elsewhere):
+        one.mkdir()
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+    monkeypatch.setenv("TMPDIR", str(elsewhere))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     return folder
 
 
