@@ -27,11 +27,12 @@ bench: $(INSTALLED)
 
 # The commands of traces/README.md, word for word.
 traces: $(INSTALLED)
-	@grep '^kvscope \(calibrate\|run\)' traces/README.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
+	@mkdir -p out
+	@grep '^kvscope \(calibrate\|run\|fidelity\)' traces/README.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
 
-# The commands of docs/terminal.md, word for word.
+# The commands of docs/terminal.md and docs/tuning.md, word for word.
 pictures: $(INSTALLED)
-	@grep '^kvscope screen .* -o docs/' docs/terminal.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
+	@grep -h '^kvscope screen .* -o docs/' docs/terminal.md docs/tuning.md | while read -r line; do echo "$$line"; PATH="$(BIN):$$PATH" sh -c "$$line --overwrite" || exit 1; done
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -114,6 +114,7 @@ def attention_error(reference: Reference, schedule: PruningSchedule) -> NDArray[
     One pass of the reference, with a second cache that obeys `schedule` and is fed the same keys and values.
     """
     prompt, config = reference.prompt, reference.prompt.model.config
+    schedule.validate(config, prompt.scales)
     errors = np.zeros((prompt.scales.num_scales, config.num_layers, config.num_heads))
     with torch.inference_mode():
         run = _shadowed(prompt, reference.schedule, schedule, errors)

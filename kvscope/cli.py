@@ -19,6 +19,7 @@ from kvscope import options
 from kvscope.commands import (
     apply,
     attach,
+    capacity,
     compare,
     control,
     export,
@@ -148,6 +149,7 @@ def open_command(args: argparse.Namespace) -> int:
     return run_app(
         args.trace,
         other=args.other,
+        edit=options.wanted_edit(args, args.trace),
         screen=options.known_screen(args),
         place=args.goto,
         light=args.light,
@@ -173,6 +175,8 @@ def plan_command(args: argparse.Namespace) -> int:
     job = options.job_of(args)
     planned = plan_job(job)
     summary = summarize_plan(planned, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
+    plan.check_outputs(args)
+    plan.save_official(args, planned.schedule)
     if args.output is not None:
         planned.schedule.save(args.output, overwrite=args.overwrite)
     if args.json:
@@ -276,6 +280,12 @@ COMMANDS: dict[str, Command] = {
         ledger.add_options,
         "account for memory, from the budget to the process",
         "kvscope ledger run.h5",
+    ),
+    "capacity": Command(
+        capacity.run,
+        capacity.add_options,
+        "say which batch fits in a memory, at every resolution and budget",
+        "kvscope capacity --memory 24GiB --model infinity-2b",
     ),
     "screen": Command(
         screen.run,

@@ -29,6 +29,10 @@ MEASURES = ("kl", "flips")
 BAND = 1.2816
 """Standard deviations on either side: eight of ten measurements fall between."""
 
+ROUNDING = 3e-4
+"""Losses below this share of attention say nothing: rounding, which changes with how heads are grouped, moves the bits
+as much."""
+
 _EXPECTED = "expected a file made by `kvscope fidelity`"
 
 
@@ -66,7 +70,7 @@ class Line:
     spread: float
     """Standard deviation of log10, over prompts left out."""
     rank_correlation: float
-    """Spearman's, of estimated loss and measured error, all trials."""
+    """Spearman's, of estimated loss and measured error, of all trials that it was learnt from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +88,9 @@ class Fidelity:
 
     @classmethod
     def learnt(cls, model: str, sizes: tuple[tuple[int, int], ...], trials: Sequence[Trial]) -> Self:
-        """From trials; those that lost nothing say nothing about a slope and are left out. Raises UsageError if too
-        few are left."""
-        useful = [trial for trial in trials if trial.lost > 0 and trial.kl > 0 and trial.flips > 0]
+        """From trials; those that lost less than ROUNDING say nothing about a slope and are left out. Raises UsageError
+        if too few are left."""
+        useful = [trial for trial in trials if trial.lost >= ROUNDING and trial.kl > 0 and trial.flips > 0]
         if len(useful) < 10 or len({trial.prompt for trial in useful}) < 2:
             raise UsageError(f"{len(useful)} trials that lose anything; learning needs 10, of 2 prompts or more")
         lines = {measure: _line(useful, measure) for measure in MEASURES}
@@ -103,6 +107,24 @@ class Fidelity:
         middle = line.intercept + line.slope * math.log10(lost)
         low, high = middle - BAND * line.spread, middle + BAND * line.spread
         return Band(10**low, 10**middle, 10**high)
+
+    def coverage(self, measure: str) -> float:
+        """How many trials, as a fraction, fall within the band that the trials of all other prompts give; NaN: none.
+
+        Trials past the losses that those others tried have no band, and do not count.
+        """
+        inside = []
+        for prompt in sorted({trial.prompt for trial in self.trials}):
+            others = [trial for trial in self.trials if trial.prompt != prompt]
+            try:
+                learnt = self.learnt(self.model, self.sizes, others)
+            except UsageError:  # too few prompts are left
+                continue
+            for trial in self.trials:
+                band = learnt.predict(measure, trial.lost) if trial.prompt == prompt and trial.lost > 0 else None
+                if band is not None:
+                    inside.append(band.low <= getattr(trial, measure) <= band.high)
+        return float(np.mean(inside)) if inside else math.nan
 
     def fits(self, model: str, sizes: tuple[tuple[int, int], ...]) -> bool:
         """Whether it was learnt on this model at these scales."""

@@ -13,6 +13,7 @@ from kvscope.tui.screens import SCREENS
 
 if TYPE_CHECKING:
     from kvscope.job import Job
+    from kvscope.tui.editing import EditOptions
 
 COLOURS = ("auto", "truecolor", "256", "16", "none")
 DEFAULT_DTYPE = "bfloat16"
@@ -138,6 +139,27 @@ def open_options(parser: argparse.ArgumentParser) -> None:
     place_options(parser)
     look_options(parser)
     keymap_option(parser)
+    edit_options(parser)
+
+
+def edit_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--edit", action="store_true", help="let the schedule be edited (default: nothing can be changed)")
+    add("--journal", type=Path, metavar="FILE", help="where edits are kept (default: beside the trace, as .kvs)")
+    add("--fidelity", type=Path, metavar="FILE", help="predict errors with what `kvscope fidelity` learnt")
+
+
+def wanted_edit(args: argparse.Namespace, trace: Path) -> EditOptions | None:
+    """How a trace is to be edited; None: not at all. Raises UsageError for options that would be read by nobody."""
+    if not args.edit:
+        for name in ("journal", "fidelity"):
+            if getattr(args, name) is not None:
+                raise UsageError(f"--{name} is read for editing only; give --edit too")
+        return None
+    # Deferred: --help must not load numpy.
+    from kvscope.tui.editing import EditOptions
+
+    return EditOptions(trace, args.journal, args.fidelity)
 
 
 def place_options(parser: argparse.ArgumentParser) -> None:

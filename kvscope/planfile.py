@@ -167,9 +167,12 @@ def plan_file(
     orders: Path | None = None,
     fidelity: Fidelity | None = None,
 ) -> PlanFile:
-    """The plan that turns a recorded run into what the draft says. Raises UsageError if the draft has a problem."""
+    """The plan that turns a recorded run into what the draft says; errors are predicted only from one that kept
+    everything. Raises UsageError if the draft has a problem."""
     if draft.problem is not None:
         raise UsageError(f"the last edit cannot be met: {draft.problem.text}")
+    if draft.start.resident_scales < draft.start.scales.num_scales - 1:
+        fidelity = None  # it was learnt on runs that kept everything, and predicts how far from such a run one is
     return PlanFile(
         created_ns=time.time_ns(),
         parent=str(trace.path),
@@ -191,8 +194,10 @@ def plan_file(
 
 
 def totals(schedule: PruningSchedule, estimated: Estimate, fidelity: Fidelity | None) -> Totals:
-    """A schedule's numbers, the predicted ones where there is something to predict from."""
+    """A schedule's numbers, the predicted ones where there is something to predict from: nothing unknown is read."""
     lost = None if math.isnan(estimated.lost) else estimated.lost
+    if estimated.unknown_cells:
+        fidelity = None
     return Totals(
         schedule_sha256=schedule.content_hash,
         policy=schedule.policy,

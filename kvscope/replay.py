@@ -6,6 +6,7 @@ any; `designed` makes the schedules that a fidelity is learnt from. torch is imp
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,10 @@ import numpy as np
 from heatkv.config import model_config
 from heatkv.errors import BudgetError
 from heatkv.policies.full import keep_everything
+from heatkv.policies.heatkv import HeatKVPolicy
+from heatkv.policies.knapsack import KnapsackPolicy
 from heatkv.schedule import PruningSchedule, minimum_budget, own_steps
+from kvscope.advisor import mean_mass
 from kvscope.draft import Ground
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
@@ -28,8 +32,12 @@ if TYPE_CHECKING:
 
     from heatkv.forced import ForcedError, Reference
     from heatkv.pipeline import Pipeline
+    from heatkv.policies import PlannedPolicy
     from kvscope.job import Job
     from kvscope.recorder import Measure
+
+_LEAST_BUDGET = 0.02
+"""Below it hardly anything but sinks is kept, whatever the policy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,27 +112,32 @@ def tried(trace: Trace, pipeline: Pipeline, schedules: Sequence[PruningSchedule]
 
 
 def learnt(traces: Sequence[Path], pipeline: Pipeline, *, count: int, seed: int) -> Fidelity:
-    """A fidelity from `count` schedules on each recorded run. Raises UsageError unless the runs are of one model, kept
-    everything, and measured their attention."""
+    """A fidelity from `count` schedules on each recorded run. Raises UsageError as `kind_of`."""
+    model, sizes = kind_of(traces)
     trials: list[Trial] = []
-    model, sizes = None, None
     for index, path in enumerate(traces):
         with Trace.open(path) as trace:
-            check_full(trace)
-            here = trace.header.model, trace.header.scales.sizes
-            if model is not None and here != (model, sizes):
-                raise UsageError(
-                    f"{path}: of {here[0]}, the others of {model}, or at other scales; learn from one kind"
-                )
-            model, sizes = here
-            schedules = designed(ground_of(trace), count=count, seed=seed + index)
-            trials += [
-                Trial(index, one.schedule.policy, one.lost, one.kl, one.flips)
-                for one in tried(trace, pipeline, schedules)
-            ]
-    if model is None or sizes is None:
-        raise UsageError("no trace to learn from; give at least two")
+            mass = mean_mass([trace.attention_mass])
+            schedules = designed(ground_of(trace), mass, count=count, seed=seed + index)
+            trials += [_trial(index, one) for one in tried(trace, pipeline, schedules)]
     return Fidelity.learnt(model, sizes, trials)
+
+
+def kind_of(traces: Sequence[Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """The model and scales of recorded runs. Raises UsageError unless they are of one model and its scales, kept
+    everything, and measured their attention."""
+    kinds = []
+    for path in traces:
+        with Trace.open(path) as trace:
+            check_full(trace)
+            kinds.append((trace.header.model, trace.header.scales.sizes))
+        if kinds[-1] != kinds[0]:
+            raise UsageError(
+                f"{path}: of {kinds[-1][0]}, the others of {kinds[0][0]}, or at other scales; learn from one kind"
+            )
+    if not kinds:
+        raise UsageError("no trace to learn from; give at least two")
+    return kinds[0]
 
 
 def ground_of(trace: Trace) -> Ground:
@@ -145,28 +158,32 @@ def orders_of(job: Job) -> Any:  # Any: HeadOrders or None; the type is known on
     return None if path is None else load_orders(path, config)
 
 
-def designed(ground: Ground, *, count: int, seed: int) -> list[PruningSchedule]:
-    """Schedules to learn from: random ones of all strengths, and HeatKV's at all budgets where there are orders."""
+def designed(ground: Ground, mass: NDArray[np.float64], *, count: int, seed: int) -> list[PruningSchedule]:
+    """Schedules to learn from, a third of each kind: HeatKV's, where there are orders, and the knapsack's from this
+    attention mass, both at all budgets; and random ones of all strengths."""
     generator = np.random.default_rng(seed)
-    ranked = [] if ground.orders is None else _ranked(ground, count // 3)
-    return [*ranked, *(_random(ground, generator) for _ in range(count - len(ranked)))]
+    planned: list[PruningSchedule] = []
+    if ground.orders is not None:
+        sinks = min(ground.orders.first_source, ground.scales.num_scales - 1)
+        planned += _at_all_budgets(HeatKVPolicy(ground.orders), ground, sinks, count // 3)
+    planned += _at_all_budgets(KnapsackPolicy(mass), ground, min(1, ground.scales.num_scales - 1), count // 3)
+    return [*planned, *(_random(ground, generator) for _ in range(count - len(planned)))]
 
 
-def _ranked(ground: Ground, count: int) -> list[PruningSchedule]:
-    # Deferred: only where there are orders.
-    from heatkv.policies.heatkv import HeatKVPolicy
-
+def _at_all_budgets(policy: PlannedPolicy, ground: Ground, sinks: int, count: int) -> list[PruningSchedule]:
+    """Plans from hardly more than the sinks to nearly everything."""
     schedules = []
-    sinks = min(ground.orders.first_source, ground.scales.num_scales - 1) if ground.orders is not None else 0
-    least = minimum_budget(ground.scales, sinks)
+    least = max(minimum_budget(ground.scales, sinks), _LEAST_BUDGET)
     for budget in np.geomspace(least * 1.05, 0.97, count):
-        try:
-            assert ground.orders is not None
-            policy = HeatKVPolicy(ground.orders)
+        with contextlib.suppress(BudgetError):
             schedules.append(policy.plan(ground.config, ground.scales, budget=float(budget), sink_scales=sinks))
-        except BudgetError:
-            continue
     return schedules
+
+
+def _trial(prompt: int, one: Tried) -> Trial:
+    """With as many digits as can mean anything, so that a file of many stays small."""
+    lost, kl, flips = (float(f"{value:.6g}") for value in (one.lost, one.kl, one.flips))
+    return Trial(prompt, one.schedule.policy, lost, kl, flips)
 
 
 def _random(ground: Ground, generator: np.random.Generator) -> PruningSchedule:

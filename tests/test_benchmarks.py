@@ -26,6 +26,7 @@ from tests.benchmarks import (
     bench_run,
     bench_stack,
     bench_trace,
+    bench_tuning,
 )
 from tests.benchmarks.bench_capture import reference_style
 from tests.benchmarks.harness import Goal, Result, Row, Times, take_turns
@@ -182,6 +183,23 @@ class TestWorkload:
         torch.testing.assert_close(found.mass, ours.mass[:, : query_scale + 1], rtol=0, atol=1e-5)
 
 
+class TestBootstraps:
+    def test_pairs_that_all_differ_alike_leave_no_doubt(self) -> None:
+        theirs = np.linspace(1, 2, 50)
+
+        difference, ratio = bench_tuning.bootstrapped(theirs - 0.5, theirs)
+
+        assert difference == pytest.approx((-0.5, -0.5))
+        assert ratio[0] < 1 - 0.5 / 1.5 < ratio[1] < 1
+
+    def test_pairs_that_differ_by_chance_leave_the_sign_open(self) -> None:
+        noise = np.random.default_rng(0).standard_normal((2, 200)) + 10
+
+        (low, high), _ = bench_tuning.bootstrapped(*noise)
+
+        assert low < 0 < high
+
+
 class TestEveryBenchmark:
     @pytest.mark.slow
     @pytest.mark.parametrize(
@@ -202,8 +220,9 @@ class TestEveryBenchmark:
             ),
             lambda: bench_recorder.run(quick=True, model=TINY, resolution=None, side=8),
             lambda: bench_trace.run(quick=True, large=Shape(4, 4, 9, "float32"), small=Shape(3, 3, 5, "uint8")),
+            lambda: bench_tuning.run(quick=True, cases=((0.1, 1.0),)),
         ],
-        ids=["planner", "attention", "stack", "bytes", "run", "generation", "capture", "recorder", "trace"],
+        ids=["planner", "attention", "stack", "bytes", "run", "generation", "capture", "recorder", "trace", "tuning"],
     )
     def test_gives_a_table_and_strict_json(self, run: Callable[[], Result]) -> None:
         result = run()

@@ -15,6 +15,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.place_options(parser)
     options.look_options(parser)
     options.keymap_option(parser)
+    options.edit_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -26,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     return run_app(
         path,
         launched=None if is_there else _Loading(path, pid),
+        edit=options.wanted_edit(args, path),
         screen=options.known_screen(args),
         place=args.goto,
         light=args.light,

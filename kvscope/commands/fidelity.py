@@ -23,6 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, metavar="N", help="of the random ones (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="what was learnt, as JSON, with every trial")
+    add("--picture", type=Path, metavar="FILE", help="also draw every trial, the line and its band, as SVG")
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -31,28 +32,37 @@ def run(args: argparse.Namespace) -> int:
     """Try schedules on every trace, fit, write, and say how well the estimate ranks them."""
     # Deferred: --help must load neither numpy nor torch.
     from heatkv.config import model_config
-    from heatkv.files import check_new
-    from kvscope.replay import learnt
+    from heatkv.files import check_new, write_new
+    from kvscope.replay import kind_of, learnt
     from kvscope.runner import load_pipeline
+    from kvscope.scatter import scatter_svg
     from kvscope.trace import Trace
 
     if len(args.traces) < 2:
         raise UsageError("one trace; give two or more, so that the error can be judged on prompts left out")
     if not 4 <= args.schedules <= 10_000:
         raise UsageError(f"--schedules {args.schedules}; expected 4 to 10000")
-    check_new(args.output, overwrite=args.overwrite)
+    for path in (args.output, args.picture):
+        if path is not None:
+            check_new(path, overwrite=args.overwrite)
+    kind_of(args.traces)
     with Trace.open(args.traces[0]) as first:
         job = first.header.job
     pipeline = load_pipeline(job, model_config(job.model), _say, threads=args.threads)
     found = learnt(args.traces, pipeline, count=args.schedules, seed=args.seed)
     found.save(args.output, overwrite=args.overwrite)
     _say(f"written to {args.output}")
+    if args.picture is not None:
+        write_new(args.picture, scatter_svg(found).encode(), overwrite=args.overwrite)
+        _say(f"picture written to {args.picture}")
     print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else fidelity_text(found))
     return 0
 
 
 def fidelity_text(found: Fidelity) -> str:
     """How many trials, in what range, and how well the estimate ranks and predicts them."""
+    from kvscope.fidelity import BAND
+
     prompts = len({trial.prompt for trial in found.trials})
     lines = [
         f"{found.model}: {len(found.trials)} trials on {prompts} runs, losing {fraction_text(found.least)} to "
@@ -60,8 +70,8 @@ def fidelity_text(found: Fidelity) -> str:
     ]
     for measure, line in found.lines.items():
         lines.append(
-            f"{measure:<6} rank correlation {line.rank_correlation:.3f}; eight of ten within ×/÷ "
-            f"{10 ** (1.2816 * line.spread):.2f} of the prediction, on prompts left out"
+            f"{measure:<6} rank correlation {line.rank_correlation:.3f}; band ×/÷ {10 ** (BAND * line.spread):.2f}, "
+            f"meant to hold 80 % of prompts left out, holds {fraction_text(found.coverage(measure), absent='unknown')}"
         )
     return "\n".join(lines)
 

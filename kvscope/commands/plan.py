@@ -14,6 +14,7 @@ from kvscope.narration import print_data
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable
 
 if TYPE_CHECKING:
+    from heatkv.schedule import PruningSchedule
     from kvscope.draft import Draft, Ground
     from kvscope.estimate import Estimate
     from kvscope.fidelity import Fidelity
@@ -30,12 +31,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--script", type=Path, metavar="FILE", help="a file of edits, one a line (see docs/tuning.md)")
     add("--edit", action="append", default=[], metavar="LINE", help="an edit, as 'drop l12 h3 s5'; may be repeated")
     add("--fidelity", type=Path, metavar="FILE", help="predict errors with what `kvscope fidelity` learnt")
+    add("--official", type=Path, metavar="DIR", help="also write the schedule as the reference's orders, if it can be")
     add("--save-plan", type=Path, metavar="FILE", help="write the change for review, and for `kvscope apply`")
 
 
 def is_edit(args: argparse.Namespace) -> bool:
     """Whether the options ask for editing, not for planning anew."""
     return args.start is not None or args.script is not None or bool(args.edit)
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises OutputError if a file that is asked for could not be written; nothing is written yet."""
+    from heatkv.files import check_new
+    from kvscope.official import check_official_schedule
+
+    for path in (args.output, args.save_plan):
+        if path is not None:
+            check_new(path, overwrite=args.overwrite)
+    if args.official is not None:
+        check_official_schedule(args.official, overwrite=args.overwrite)
+
+
+def save_official(args: argparse.Namespace, schedule: PruningSchedule) -> None:
+    """Write --official, if it is asked for, and say how to plan from it. Raises ScheduleError if it cannot hold it."""
+    if args.official is None:
+        return
+    from kvscope.official import save_official_schedule
+
+    path, budget = save_official_schedule(schedule, args.official, overwrite=args.overwrite)
+    scales = schedule.scales
+    size = "" if scales.resolution == "native" else f" --resolution {scales.resolution} --aspect {scales.aspect:g}"
+    again = f"--model {schedule.model}{size} --orders {path} --sink-scales {schedule.sink_scales} --budget {budget!r}"
+    _say(f"orders written to {path}; `kvscope plan {again}` gives the same schedule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +76,13 @@ class _Start:
 def run(args: argparse.Namespace) -> int:
     """Edit a schedule; print what it comes to; write what was asked for."""
     # Deferred: --help must not load numpy.
-    from heatkv.files import check_new
     from kvscope.journal import replayed
 
     if args.start is None:
         raise UsageError("--script and --edit change a schedule; say which one: --from TRACE, or --from SCHEDULE")
     if not args.script and not args.edit:
         raise UsageError("--from is read for edits only; give --script FILE or --edit LINE")
-    for path in (args.output, args.save_plan):
-        if path is not None:
-            check_new(path, overwrite=args.overwrite)
+    check_outputs(args)
     lines = [*_script(args.script), *args.edit]
     start = _start(args)
     try:
@@ -73,6 +97,8 @@ def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
     from kvscope.errors import KVScopeError
 
     draft = history.draft
+    if draft.problem is None:
+        save_official(args, draft.schedule)
     if args.output is not None and draft.problem is None:
         draft.schedule.save(args.output, overwrite=args.overwrite)
         _say(f"schedule written to {args.output}")
@@ -161,6 +187,7 @@ def _plan_file(args: argparse.Namespace, trace: Trace, history: History) -> Plan
 
 def plan_text(plan: PlanFile) -> str:
     """A plan for a person to review: totals before and after, and the edits."""
+    known = " of what is known" if plan.unknown_cells else ""
     rows = [
         ("", "before", "after (est.)"),
         ("policy", plan.before.policy, plan.after.policy),
@@ -168,7 +195,7 @@ def plan_text(plan: PlanFile) -> str:
         ("peak", bytes_text(plan.before.peak_bytes), bytes_text(plan.after.peak_bytes)),
         ("", head_tokens_text(plan.before.peak_tokens), head_tokens_text(plan.after.peak_tokens)),
         ("at", _place(plan.before), _place(plan.after)),
-        ("attention lost", _share(plan.before.lost), _share(plan.after.lost)),
+        ("attention lost", _share(plan.before.lost), _share(plan.after.lost) + known),
         ("KL, nats per bit", _band(plan.before.kl), _band(plan.after.kl)),
         ("bits that flip", _band(plan.before.flips), _band(plan.after.flips)),
         ("schedule", plan.before.schedule_sha256[:12], plan.after.schedule_sha256[:12]),

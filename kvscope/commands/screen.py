@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--press", default="", metavar="KEYS", help="keys to press before it is drawn, as in 'n n d' or 'question_mark'"
     )
+    add("--edit-script", type=Path, metavar="FILE", help="stage the edits of this file, one a line; nothing is kept")
     add("--size", default="120x40", metavar="WxH", help="columns and rows, from 80x24 (default: %(default)s)")
     add("--format", default="text", metavar="F", help="text, svg, csv or json (default: %(default)s)")
     add("--glyphs", action="store_true", help="values as glyphs, not as colour (text: always)")
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
         screen=options.known_screen(args),
         place=args.goto,
         presses=args.press.split(),
+        edits=None if args.edit_script is None else _script(args.edit_script),
     )
     if args.output is None:
         print_data(text.rstrip("\n"))
@@ -69,6 +71,14 @@ def run(args: argparse.Namespace) -> int:
         written = write_new(args.output, text.encode(), overwrite=args.overwrite)
         sys.stderr.write(f"kvscope: written to {printable(str(written))}\n")
     return 0
+
+
+def _script(path: Path) -> tuple[str, ...]:
+    """The lines of a file of edits. Raises UsageError."""
+    try:
+        return tuple(path.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a file of edits") from None
 
 
 def _colours(args: argparse.Namespace) -> Colours:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,6 +29,7 @@ from kvscope.tui.listing import Listing, start_demo
 from kvscope.tui.messages import AttentionTaken, RunSaid, RunsListed, RunTold, SnapshotTaken, TraceLost, TraceRefused
 from kvscope.tui.metrics import METRICS
 from kvscope.tui.palette import DARK, THEMES, Ink, ink, theme_for, turned
+from kvscope.tui.playback import FRAME_S, SPEEDS, Playback, last_step, next_speed
 from kvscope.tui.remote import Remote
 from kvscope.tui.screens import SCREENS, load_overlay, load_screen
 from kvscope.tui.screens.base import TraceScreen
@@ -47,10 +49,19 @@ from kvscope.units import printable
 
 if TYPE_CHECKING:
     from textual.theme import Theme
+    from textual.timer import Timer
+
+    from kvscope.tui.applying import Desk, PlanApplied, PlanReviewed
+    from kvscope.tui.editing import EditingBegan, EditingRefused, EditOptions, Editor
+
+_READ_ONLY = "read-only: nothing can be edited; `kvscope open TRACE --edit` opens it for editing"
 
 
 class KVScopeApp(App[None]):
-    """Views traces, live or closed. It writes no trace, and a run hears of it only where a key asks for that."""
+    """Views traces, live or closed. It writes no trace, and a run hears of it only where a key asks for that.
+
+    Only with `edit` can schedules be edited, and all of that goes through `_write`.
+    """
 
     TITLE = "kvscope"
     CSS_PATH = "theme.tcss"
@@ -62,6 +73,7 @@ class KVScopeApp(App[None]):
         *,
         other: Path | None = None,
         launched: Launched | None = None,
+        edit: EditOptions | None = None,
         folder: Path = Path(),
         screen: str | None = None,
         place: goto.Place = goto.NOWHERE,
@@ -95,6 +107,11 @@ class KVScopeApp(App[None]):
         """What a paused view does not show yet."""
         self._rows: dict[str, int] = {}
         self._remember = remember
+        self._edit_options = edit
+        self._editor: Editor | None = None
+        self._desk: Desk | None = None
+        self._speed = next(iter(SPEEDS))
+        self._player: Timer | None = None
         self._view = View(
             self._ink(theme), name=path.name if path else "", folder=str(folder), recent=recent, keymap=keymap or {}
         )
@@ -120,6 +137,7 @@ class KVScopeApp(App[None]):
     def on_unmount(self) -> None:
         self._remote.close()
         self._listing.stop()
+        self._end_editing()
         for feed in (self._feed, self._other_feed):
             if feed is not None:
                 feed.stop()
@@ -129,6 +147,8 @@ class KVScopeApp(App[None]):
         if self._feed is not None:
             self._feed.stop(wait=False)
             self._remote.close()
+        self._end_editing()
+        self._stop_playing()
         self._newest = None
         fresh = View(self._view.ink, name=path.name, screen=self._view.screen, metric=self._view.metric)
         kept = self._view
@@ -146,11 +166,11 @@ class KVScopeApp(App[None]):
         self._feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s)
         self._feed.start()
 
-    def open_other(self, path: Path) -> None:
-        """Read a trace to compare with."""
+    def open_other(self, path: Path, *, launched: Launched | None = None) -> None:
+        """Read a trace to compare with, once it is there if its run was `launched`."""
         if self._other_feed is not None:
             self._other_feed.stop(wait=False)
-        self._other_feed = Feed(path, self.post_message, fastest_s=self._fastest_s)
+        self._other_feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s)
         self._other_feed.start()
 
     # What feeds, the run and widgets tell.
@@ -158,6 +178,7 @@ class KVScopeApp(App[None]):
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         if message.feed is self._other_feed:
             self._show(replace(self._view, other=message.snapshot, other_refused=None))
+            self._read_back(message.snapshot)
         elif message.feed is self._feed:
             self._newest = message.snapshot
             if self._view.paused and self._view.snapshot is not None:
@@ -173,6 +194,9 @@ class KVScopeApp(App[None]):
     def on_trace_refused(self, message: TraceRefused) -> None:
         if message.feed is self._other_feed:
             self._show(replace(self._view, other=None, other_refused=str(message.error)))
+            applied = self._view.applied
+            if applied is not None and applied.path == message.feed.path:
+                self._show(replace(self._view, applied=replace(applied, refused=str(message.error))))
         elif message.feed is self._feed:
             if self._view.runs is None and self._view.snapshot is None:
                 self.error = message.error
@@ -190,6 +214,8 @@ class KVScopeApp(App[None]):
     def on_run_said(self, message: RunSaid) -> None:
         if message.feed is self._feed:
             self._show(replace(self._view, said=message.lines))
+        elif message.feed is self._other_feed:
+            self._show(replace(self._view, applied_said=message.lines))
 
     def on_run_told(self, message: RunTold) -> None:
         self._show(replace(self._view, link=message.link))
@@ -202,6 +228,38 @@ class KVScopeApp(App[None]):
         if screen is not None and view.screen == "runs":
             view = replace(view, row=screen.row_of(view, screen.chosen_path(self._view)))
         self._show(view)
+
+    def on_editing_began(self, message: EditingBegan) -> None:
+        if message.feed is not self._feed or self._view.snapshot is None:
+            message.editor.close()
+            return
+        self._editor = message.editor
+        self._show(replace(self._view, edit=message.editor.follow(self._view.snapshot)))
+        if message.editor.state.words:
+            self.say(message.editor.state.words)
+
+    def on_editing_refused(self, message: EditingRefused) -> None:
+        if message.feed is self._feed:
+            self._show(replace(self._view, edit_refused=message.reason))
+            self.say(message.reason, bad=True)
+
+    def on_plan_reviewed(self, message: PlanReviewed) -> None:
+        review, before = message.review, self._view.review
+        self._show(replace(self._view, review=review))
+        if review.refused:
+            self.say(f"no plan: {review.refused}", bad=True)
+        elif before is None or before.name != review.name:
+            self.say(f"plan written to {review.name}; `kvscope apply {review.name}` runs it too")
+
+    def on_plan_applied(self, message: PlanApplied) -> None:
+        applied, before = message.applied, self._view.applied
+        self._show(replace(self._view, applied=applied))
+        if applied.refused:
+            self.say(f"nothing runs: {applied.refused}", bad=True)
+        elif before is None or before.path != applied.path:
+            self._show(replace(self._view, applied_said=()))
+            self.open_other(applied.path, launched=applied.launched)
+            self.say(f"the run is B on Compare, key {keys_shown('screen.compare', self._view.keymap)}")
 
     def on_canvas_picked(self, message: Canvas.Picked) -> None:
         if isinstance(message.target, Cursor):
@@ -239,6 +297,8 @@ class KVScopeApp(App[None]):
             self.action_list()
         else:
             self._listing.rest()
+        if name == "plan" and self._view.review is not None and self._view.review.name:
+            self._desk_of().check(self._view.review)
         self.call_after_refresh(self._draw)
 
     def action_move(self, axis: Axis, by: int) -> None:
@@ -319,11 +379,89 @@ class KVScopeApp(App[None]):
         self._show(replace(view, window=window, span=None))
 
     def action_pause(self) -> None:
-        """Let the view stand still, or go on with what is newest. The run never notices."""
+        """Let the view stand still, or go on with what is newest; play a finished run. The run never notices."""
+        snapshot = self._view.snapshot
+        if snapshot is not None and snapshot.status != "live" and not self._view.paused:
+            self.action_play()
+            return
         view = replace(self._view, paused=not self._view.paused, behind=0)
         self._show(view)
         if not view.paused and self._newest is not None and self._newest is not view.snapshot:
             self._take(self._newest)
+
+    def action_play(self) -> None:
+        """Move the cursor along the recorded steps, from the first if it stands in the last query scale; or stop."""
+        snapshot = self._view.snapshot
+        if snapshot is None or not snapshot.scales_done:
+            self.say("nothing is recorded yet that could be played")
+        elif self._view.playback is not None:
+            self._stop_playing()
+            self.say("stopped")
+        else:
+            in_last = self._view.cursor.query_scale >= snapshot.scales_done - 1
+            self._play_from(0 if in_last else self._step)
+            self._player = self.set_interval(FRAME_S, self._play_on)
+            self.say(f"playing, {self._speed}")
+
+    def action_speed(self, by: int) -> None:
+        """Play faster, or as fast as the run was."""
+        self._speed = next_speed(self._speed, by)
+        if self._view.playback is not None:
+            self._play_from(self._step)
+        self.say(f"playing speed: {self._speed}")
+
+    # Editing: every command that changes anything goes through `_write`.
+
+    def action_edit(self, kind: str) -> None:
+        """Drop, never keep, pin or clear what is selected, or the cursor's head-scale; fill; undo; redo."""
+        self.edit(lambda editor: editor.line_of(kind, self._view.cursor, self._view.span))
+
+    def action_nudge(self, by: int) -> None:
+        """Move the budget by tokens a head."""
+        self.edit(lambda editor: editor.nudged(by))
+
+    def edit(self, line_of: Callable[[Editor], str]) -> None:
+        """Stage the edit that a line says."""
+
+        def write(editor: Editor) -> None:
+            state = editor.write(line_of(editor))
+            self._show(replace(self._view, edit=state))
+            if state.is_refused:
+                self.say(state.words, bad=True)
+
+        self._write(write)
+
+    def action_review(self) -> None:
+        """Show what is staged as a plan."""
+        self.action_show("plan")
+
+    def action_save_plan(self) -> None:
+        """Write what is staged as a plan file."""
+        self._write(lambda editor: self._desk_of().save(self._shown, editor.state, editor.fidelity))
+
+    def apply_plan(self) -> None:
+        """Write what is staged as a plan file, and run it."""
+        link, live = self._view.link, self._shown.status == "live"
+        resident = link is not None and link.connected and (link.state == "idle" or live)
+        mode: Literal["free", "forced"] = "forced" if self._view.choices["mode"] == "forced" else "free"
+        self._write(
+            lambda editor: self._desk_of().apply(
+                self._shown,
+                editor.state,
+                editor.fidelity,
+                mode=mode,
+                resident=resident,
+                review=self._view.review,
+            )
+        )
+
+    def discard_edits(self) -> None:
+        """Undo every edit; redo brings them back."""
+
+        def write(editor: Editor) -> None:
+            self._show(replace(self._view, edit=editor.discard()))
+
+        self._write(write)
 
     def action_list(self) -> None:
         """List the folder that Runs shows, anew."""
@@ -416,6 +554,89 @@ class KVScopeApp(App[None]):
 
     def _put(self, cursor: Cursor) -> None:
         self._show(replace(self._view, cursor=cursor))
+        if self._view.playback is not None:
+            self._play_from(self._step)
+
+    def _write(self, use: Callable[[Editor], None]) -> None:
+        """The one gate of all editing: nothing passes where the viewer only reads."""
+        if self._editor is None:
+            waits = self._edit_options is not None and self._view.edit_refused is None
+            self.say(self._view.edit_refused or ("one moment" if waits else _READ_ONLY), bad=True)
+            return
+        use(self._editor)
+
+    def _begin_editing(self, snapshot: Snapshot) -> None:
+        """Read the journal and the head orders, in a thread; what came of it is posted."""
+        if self._edit_options is not None:
+            # Deferred: only who edits needs it.
+            from kvscope.tui.editing import begin
+
+            begin(snapshot, self._edit_options, self._feed, self.post_message)
+
+    def _end_editing(self) -> None:
+        editor, self._editor = self._editor, None
+        if editor:
+            editor.close()
+
+    def _desk_of(self) -> Desk:
+        if self._desk is None:
+            # Deferred: only who applies needs it.
+            from kvscope.tui.applying import Desk
+
+            self._desk = Desk(self.post_message)
+        return self._desk
+
+    def _read_back(self, snapshot: Snapshot) -> None:
+        """Compare the schedule of a plan's run with the plan; and what became of it, once it has ended."""
+        applied = self._view.applied
+        if applied is None or applied.path != snapshot.path:
+            return
+        # Deferred: only who applies needs it.
+        from kvscope.tui.applying import has_ended, read_back_of
+
+        read = read_back_of(applied, snapshot, self._view.edit)
+        self._show(replace(self._view, applied=read))
+        if has_ended(read.status) and not has_ended(applied.status):
+            self._desk_of().read_back(self._shown.path, read)
+        if read.as_planned is False and applied.as_planned is None:
+            self.say(read.read_back, bad=True)
+
+    @property
+    def _shown(self) -> Snapshot:
+        snapshot = self._view.snapshot
+        assert snapshot is not None  # what is staged was staged on it
+        return snapshot
+
+    @property
+    def _step(self) -> int:
+        """The cursor's step of the run."""
+        return self._view.cursor.query_scale * self._shown.schedule.num_layers + self._view.cursor.layer
+
+    def _play_from(self, step: int) -> None:
+        query_scale, layer = divmod(step, self._shown.schedule.num_layers)
+        cursor = replace(self._view.cursor, query_scale=query_scale, layer=layer)
+        self._show(replace(self._view, cursor=cursor, playback=Playback(self._speed, time.monotonic(), step)))
+
+    def _play_on(self) -> None:
+        """Show the step that is due; stop at the last."""
+        playback = self._view.playback
+        if playback is None:
+            return
+        step = playback.step_at(time.monotonic(), self._shown)
+        query_scale, layer = divmod(step, self._shown.schedule.num_layers)
+        cursor = replace(self._view.cursor, query_scale=query_scale, layer=layer)
+        if cursor != self._view.cursor:
+            self._show(replace(self._view, cursor=cursor))
+        if step >= last_step(self._shown):
+            self._stop_playing()
+            self.say("played to the end")
+
+    def _stop_playing(self) -> None:
+        player, self._player = self._player, None
+        if player is not None:
+            player.stop()
+        if self._view.playback is not None:
+            self._show(replace(self._view, playback=None))
 
     def _take(self, snapshot: Snapshot) -> None:
         """Show a newer state of the trace."""
@@ -424,8 +645,11 @@ class KVScopeApp(App[None]):
             cursor = self._place.of(_first_cursor(snapshot), shape)
             view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
             self._remote.follow(snapshot)
+            self._begin_editing(snapshot)
         else:
             view = replace(self._view, cursor=self._view.cursor.followed(shape_of(before), shape))
+            if self._editor:
+                view = replace(view, edit=self._editor.follow(snapshot))
         self._show(replace(view, snapshot=snapshot, behind=0))
 
     def _show(self, view: View) -> None:
@@ -447,6 +671,7 @@ def run_app(
     *,
     other: Path | None = None,
     launched: Launched | None = None,
+    edit: EditOptions | None = None,
     folder: Path = Path(),
     screen: str | None = None,
     place: str = "",
@@ -460,8 +685,8 @@ def run_app(
 
     `plain`: ASCII only; None: where the terminal or the locale needs it. `colours`: one of terminal.COLOURS; None: as
     many as the terminal says it has. `place`: a line like that of the `:` key. `keymap`: a file of keys; None: the
-    user's own, if there is one. Raises NoTerminalError where there is no terminal, UsageError for a place or a keymap
-    that makes no sense, and TraceError where there is no trace.
+    user's own, if there is one. `edit`: how to edit; None: nothing can be. Raises NoTerminalError where there is no
+    terminal, UsageError for a place or a keymap that makes no sense, and TraceError where there is no trace.
     """
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
     if not (is_served(os.environ) or (sys.stdin.isatty() and sys.stderr.isatty())):
@@ -472,6 +697,7 @@ def run_app(
         path,
         other=other,
         launched=launched,
+        edit=edit,
         folder=folder,
         screen=screen,
         place=goto.parse(place),
@@ -485,6 +711,9 @@ def run_app(
     app.run()
     if app.error is not None:
         raise app.error
+    if app.view.edit is not None and app.view.edit.journal and app.view.edit.edits:
+        kept = f"{len(app.view.edit.edits)} edits are kept in {app.view.edit.journal}; --edit goes on with them"
+        sys.stderr.write(f"kvscope: {printable(kept)}\n")
     return app.return_code or 0
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from textual.message import Message
 
 from heatkv.errors import HeatKVError
+from heatkv.schedule import PruningSchedule
 from kvscope.control.client import ask
 from kvscope.errors import KVScopeError
 from kvscope.live import Launched
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 
 Mode = Literal["free", "forced"]
 _ENDED = ("done", "failed", "cancelled", "crashed")
+_ENDING_S = 10.0
+"""How long a run may take to exit once its trace is closed; one that was not waited for stays a zombie."""
 _STILL_LIVE = "the run is live: its trace grows, so a plan of it is stale at once; apply it when the run is done"
 
 
@@ -60,8 +63,8 @@ class Applied:
     """Of the plan: what the run shall obey."""
     where: str
     """What process runs it, in words."""
-    launched: Launched | None = None
-    """None: the parent's process runs it."""
+    launched: Launched | Queued | None = None
+    """What is waited for until the trace is there; None: nothing was begun."""
     status: str = "starting"
     """starting, or the status of the run's trace."""
     read_back: str = ""
@@ -72,6 +75,28 @@ class Applied:
     """What was estimated beside what was measured or forced; None: the run has not ended."""
     refused: str = ""
     """Why nothing runs; empty: it does, or did."""
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """A run that another process was handed, and has no trace yet."""
+
+    path: Path
+    pid: int
+
+    def said(self) -> tuple[str, ...]:
+        return (f"process {self.pid} has the plan, and begins when it is free",)
+
+    def poll(self) -> int | None:
+        """None as long as its process lives."""
+        # Deferred: it knows where sockets are, which only this asks.
+        from kvscope.control.places import is_running
+
+        return None if is_running(self.pid) else 1
+
+    def wait(self, _seconds: float) -> int | None:
+        """Its process stays when the run has ended."""
+        return self.poll()
 
 
 class PlanReviewed(Message):
@@ -106,15 +131,22 @@ class Desk:
         self._start(lambda: self._post(PlanReviewed(rechecked(review))))
 
     def apply(
-        self, snapshot: Snapshot, state: EditState, fidelity: Fidelity | None, *, mode: Mode, resident: bool
+        self,
+        snapshot: Snapshot,
+        state: EditState,
+        fidelity: Fidelity | None,
+        *,
+        mode: Mode,
+        resident: bool,
+        review: Review | None = None,
     ) -> None:
-        """Write the plan file, then run it; post a Reviewed and an Applied."""
+        """Run the plan file that was `review`ed, or write one if that is of something else; post what became of it."""
 
         def work() -> None:
-            review = reviewed(snapshot, state, fidelity)
-            self._post(PlanReviewed(review))
-            if not review.refused:
-                self._post(PlanApplied(applied(snapshot, review, mode=mode, resident=resident)))
+            found = again(state, review) or reviewed(snapshot, state, fidelity)
+            self._post(PlanReviewed(found))
+            if not found.refused:
+                self._post(PlanApplied(applied(snapshot, found, mode=mode, resident=resident)))
 
         self._start(work)
 
@@ -172,6 +204,14 @@ def reviewed(snapshot: Snapshot, state: EditState, fidelity: Fidelity | None) ->
     return Review(path.name, sha256, tuple(plan.stale()))
 
 
+def again(state: EditState, before: Review | None) -> Review | None:
+    """The plan file that is there already for what is staged; None: there is none, or it is stale."""
+    if before is None or before.refused or before.schedule_sha256 != state.schedule.content_hash:
+        return None
+    checked = rechecked(before)
+    return None if checked.stale else checked
+
+
 def rechecked(review: Review) -> Review:
     """The same plan, and whether it is stale by now."""
     try:
@@ -213,6 +253,8 @@ def with_after(parent: Path, one: Applied) -> Applied:
     from kvscope.after import after
     from kvscope.trace import Trace
 
+    if one.launched is not None:
+        one.launched.wait(_ENDING_S)
     try:
         with Trace.open(parent) as before, Trace.open(one.path) as now:
             return replace(one, after=after(before, now, one.schedule_sha256))
@@ -235,11 +277,15 @@ def _submitted(snapshot: Snapshot, one: Applied) -> Applied:
     if socket is None:
         return replace(one, refused="the run's trace names no socket, so no process waits for a plan")
     plan = PlanFile.load(Path(one.plan))
-    schedule = plan.schedule.save(Path(one.plan).with_suffix(".schedule.json").absolute())
+    schedule = Path(one.plan).with_suffix(".schedule.json").absolute()
+    if not (schedule.exists() and PruningSchedule.load(schedule).content_hash == plan.schedule.content_hash):
+        plan.schedule.save(schedule)
     answer = ask(socket, "submit", job=_job(plan, schedule, one.mode).to_json(), trace=str(one.path))
     reason = getattr(answer.reply, "reason", None)
     where = f"process {answer.welcome.pid}, which recorded the parent"
-    return replace(one, where=where, refused="" if reason is None else f"{where}, refused: {reason}")
+    if reason is not None:
+        return replace(one, where=where, refused=f"{where}, refused: {reason}")
+    return replace(one, where=where, launched=Queued(one.path, answer.welcome.pid))
 
 
 def _job(plan: PlanFile, schedule: Path, mode: Mode) -> Job:

@@ -6,11 +6,14 @@ no widget. `target_at` and `nudged` make lines of what the cursor and the select
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from textual.message import Message
 
 from heatkv.bundled import bundled_orders
 from heatkv.config import model_config
@@ -24,8 +27,6 @@ from kvscope.journal import REDO, UNDO, History, Journal, replayed
 from kvscope.planfile import Totals, totals
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from heatkv.orders import HeadOrders
@@ -33,12 +34,10 @@ if TYPE_CHECKING:
     from kvscope.header import Header
     from kvscope.job import Job
     from kvscope.tui.cursor import Cursor
-    from kvscope.tui.feed import Snapshot
+    from kvscope.tui.feed import Feed, Snapshot
 
 JOURNAL_SUFFIX = ".kvs"
 _FIDELITY_SUFFIX = "-fidelity.json"
-
-READ_ONLY = "read-only: nothing is edited; `kvscope open TRACE --edit` opens it for editing"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +105,7 @@ class Editor:
 
     @classmethod
     def begin(cls, snapshot: Snapshot, options: EditOptions) -> Editor:
-        """Go on with the journal that is there, or begin one. Raises KVScopeError or HeatKVError where that cannot be."""
+        """Go on with the journal that is there, or begin one. Raises KVScopeError or HeatKVError if that cannot be."""
         draft = Draft.of(snapshot.schedule, ground_of(snapshot.header))
         fidelity = fidelity_for(snapshot, options)
         if options.script is not None:
@@ -127,6 +126,30 @@ class Editor:
         else:
             self._history = after
             self.state = self._stated(words=_words(line, before, after))
+        return self.state
+
+    def line_of(self, kind: str, cursor: Cursor, span: Cursor | None) -> str:
+        """The line that a key means at a cursor and a selection: drop, never, pin, clear, fill, undo or redo."""
+        target = target_at(cursor, span).text
+        match kind:
+            case "drop":
+                return f"drop {target} after q{cursor.query_scale}"
+            case "never":
+                return f"drop {target}"
+            case "fill":
+                return "policy none" if self._history.draft.policy else "policy heatkv"
+            case "pin" | "clear":
+                return f"{kind} {target}"
+        return kind
+
+    def nudged(self, by: int) -> str:
+        """The line that moves the budget by so many tokens a head."""
+        return nudged(self._history.draft, by)
+
+    def discard(self) -> EditState:
+        """Undo every edit, a line each; `redo` brings them back."""
+        while self._history.can_undo and not self.write(UNDO).is_refused:
+            pass
         return self.state
 
     def follow(self, snapshot: Snapshot) -> EditState:
@@ -166,6 +189,41 @@ class Editor:
         return f"every edit is a line of {name}, written at once"
 
 
+class EditingBegan(Message):
+    """The journal of a trace that a feed follows is read."""
+
+    def __init__(self, feed: Feed | None, editor: Editor) -> None:
+        self.feed, self.editor = feed, editor
+        super().__init__()
+
+
+class EditingRefused(Message):
+    """A trace cannot be edited, and why."""
+
+    def __init__(self, feed: Feed | None, reason: str) -> None:
+        self.feed, self.reason = feed, reason
+        super().__init__()
+
+
+def begin(
+    snapshot: Snapshot, options: EditOptions, feed: Feed | None, post: Callable[[Message], object]
+) -> threading.Thread:
+    """Make an Editor in a thread: files are read, and edits done again; post it, or why there is none."""
+    if snapshot.path != options.trace:  # the user went on to another trace
+        options = EditOptions(snapshot.path)
+
+    def work() -> None:
+        try:
+            message: Message = EditingBegan(feed, Editor.begin(snapshot, options))
+        except (KVScopeError, HeatKVError, OSError) as error:
+            message = EditingRefused(feed, str(error))
+        post(message)
+
+    thread = threading.Thread(target=work, name="kvscope-editing", daemon=True)
+    thread.start()
+    return thread
+
+
 def target_at(cursor: Cursor, span: Cursor | None) -> Target:
     """The head-scale under the cursor, or all of the box between it and the other corner of the selection."""
     other = span or cursor
@@ -197,7 +255,10 @@ def orders_path(job: Job) -> Path | None:
 
 
 def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
-    """What predicts errors: the file that was named, else one beside the trace that fits. Raises UsageError."""
+    """What predicts errors of a run that kept everything: the file that was named, else one beside the trace that fits.
+
+    None for any other run: it was learnt on runs that kept everything. Raises UsageError for a file that does not fit.
+    """
     if options.fidelity is not None:
         named = Fidelity.load(options.fidelity)
         if not named.fits(snapshot.header.model, snapshot.schedule.scales.sizes):
@@ -205,7 +266,9 @@ def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
                 f"{options.fidelity}: learnt on {named.model} at other scales or of another model than "
                 f"{snapshot.header.model}'s; leave it out, or learn one with `kvscope fidelity`"
             )
-        return named
+        return named if _kept_everything(snapshot) else None
+    if not _kept_everything(snapshot):
+        return None
     beside = snapshot.path.with_name(f"{snapshot.header.model}{_FIDELITY_SUFFIX}")
     try:
         found = Fidelity.load(beside) if beside.exists() else None
@@ -213,6 +276,10 @@ def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
         return None
     fits = found is not None and found.fits(snapshot.header.model, snapshot.schedule.scales.sizes)
     return found if fits else None
+
+
+def _kept_everything(snapshot: Snapshot) -> bool:
+    return snapshot.schedule.resident_scales >= snapshot.schedule.scales.num_scales - 1
 
 
 def _orders_of(job: Job) -> HeadOrders | None:

@@ -1,4 +1,4 @@
-"""What the Schedule screen counts of a plan: lifetimes, what is dropped where, the budget and the room left in it.
+"""What the Schedule screen counts of a plan: lifetimes, what is dropped where, the budget and room left, what changed.
 
 Pure numpy over a Snapshot; knows nothing of screens.
 """
@@ -6,11 +6,13 @@ Pure numpy over a Snapshot; knows nothing of screens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.policies.pinned import FREE
 from heatkv.schedule import own_steps
 from kvscope.analysis import StepPlace
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.schedule import PruningSchedule
+    from kvscope.draft import Draft
     from kvscope.tui.feed import Snapshot
 
 
@@ -98,3 +101,64 @@ def plan_facts(snapshot: Snapshot) -> PlanFacts:
         head_scales=prunable.size,
         dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),
     )
+
+
+class Change(IntEnum):
+    """What editing did to a head-scale, beside the plan that the run was recorded with."""
+
+    SAME = 0
+    PINNED_KEPT = 1
+    PINNED_GONE = 2
+    LONGER = 3
+    """Decided by a policy, as the next."""
+    SHORTER = 4
+
+
+PINS = (Change.PINNED_KEPT, Change.PINNED_GONE)
+"""What a person decided."""
+
+
+@lru_cache(maxsize=4)
+def changes(draft: Draft) -> NDArray[np.uint8]:
+    """A Change for each head-scale: [layer, head, source_scale]. A pin is one even where it changes nothing."""
+    now, before = draft.schedule.drop_step, draft.start.drop_step
+    found = np.full(now.shape, Change.SAME, np.uint8)
+    found[now > before] = Change.LONGER
+    found[now < before] = Change.SHORTER
+    pinned = draft.pins != FREE
+    found[pinned & (draft.pins == draft.ground.last_step)] = Change.PINNED_KEPT
+    found[pinned & (draft.pins != draft.ground.last_step)] = Change.PINNED_GONE
+    found[..., : draft.sink_scales] = Change.SAME
+    return found
+
+
+@lru_cache(maxsize=4)
+def held_peaks(schedule: PruningSchedule) -> NDArray[np.int64]:
+    """The most tokens held after any step of each query scale, over all layers and heads: [query_scale]."""
+    peaks: NDArray[np.int64] = schedule.tokens_held().reshape(-1, schedule.num_layers).max(axis=1)
+    return peaks
+
+
+def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
+    """When a schedule lets a head-scale go."""
+    drop_step = int(schedule.drop_step[layer, head, source_scale])
+    if source_scale == schedule.scales.num_scales - 1:
+        return "never cached: it is the last scale"
+    if source_scale < schedule.sink_scales:
+        return "a sink, never dropped"
+    if drop_step == schedule.num_steps - 1:
+        return "kept to the end"
+    if drop_step == source_scale * schedule.num_layers + layer:
+        return "never kept"
+    scale, after = divmod(drop_step, schedule.num_layers)
+    return f"dropped after scale {scale}, layer {after}"
+
+
+MARK_WORDS = {
+    Change.SAME: "as recorded",
+    Change.PINNED_KEPT: "pinned",
+    Change.PINNED_GONE: "dropped by hand",
+    Change.LONGER: "kept longer by the policy",
+    Change.SHORTER: "dropped sooner by the policy",
+}
+"""What a Change means, in words."""

@@ -16,6 +16,7 @@ from textual.color import Color
 from kvscope.errors import KVScopeError, UsageError
 from kvscope.tui import goto
 from kvscope.tui.app import KVScopeApp
+from kvscope.tui.editing import EditOptions
 from kvscope.tui.keymap import key_name
 from kvscope.tui.palette import theme_for
 from kvscope.tui.screens import SCREENS
@@ -55,6 +56,7 @@ class Look:
 @dataclass(frozen=True, slots=True)
 class _Wait:
     for_other: bool
+    for_edits: bool
     timeout_s: float
 
 
@@ -67,13 +69,15 @@ def shoot(
     screen: str | None = None,
     place: str = "",
     presses: Sequence[str] = (),
+    edits: tuple[str, ...] | None = None,
     timeout_s: float = 60.0,
 ) -> str:
     """What the screen says once all that it waits for is there.
 
     `place`: a line like that of the `:` key; its screen counts where `screen` is None. `presses`: keys, named as in a
-    keymap file, pressed before it is taken. Raises UsageError for a screen, a place or a key that is none, TraceError
-    for a trace that cannot be read, and KVScopeError after `timeout_s`.
+    keymap file, pressed before it is taken. `edits`: lines that are staged first, and kept nowhere. Raises UsageError
+    for a screen, a place, a key or an edit that is none, TraceError for a trace that cannot be read, and KVScopeError
+    after `timeout_s`.
     """
     keys = [key_name(key) for key in presses]
     where = goto.parse(place)
@@ -83,6 +87,7 @@ def shoot(
     app = KVScopeApp(
         path,
         other=other,
+        edit=None if edits is None else EditOptions(path, script=edits),
         folder=path.parent,
         screen=name,
         place=where,
@@ -91,12 +96,14 @@ def shoot(
         plain=look.plain,
         colours=look.colours,
     )
-    return asyncio.run(_shoot(app, form, look, keys, _Wait(other is not None, timeout_s)))
+    return asyncio.run(_shoot(app, form, look, keys, _Wait(other is not None, edits is not None, timeout_s)))
 
 
 async def _shoot(app: KVScopeApp, form: Form, look: Look, keys: Sequence[str], wait: _Wait) -> str:
     async with app.run_test(size=(look.width, look.height)) as pilot:
         await _settled(app, pilot, wait)
+        if app.view.edit_refused is not None:
+            raise UsageError(app.view.edit_refused)
         for key in keys:
             await pilot.press(key)
             await _settled(app, pilot, wait)
@@ -124,6 +131,8 @@ async def _settled(app: KVScopeApp, pilot: Pilot[None], wait: _Wait) -> None:
 def _is_read(app: KVScopeApp, wait: _Wait) -> bool:
     view = app.view
     if view.snapshot is None:
+        return False
+    if wait.for_edits and view.edit is None and view.edit_refused is None:
         return False
     if wait.for_other and view.other is None and view.other_refused is None:
         return False

@@ -44,7 +44,9 @@ BENCHMARKS = {
     "capture": Benchmark("measuring attention: time, memory, exactness; generations up to 0.25M", 16, on_cuda=True),
     "recorder": Benchmark("recording a run: its cost, its rate, and how soon a reader sees it", 12),
     "trace": Benchmark("opening a trace of 2 GB beside smaller ones, and one map of it", 1),
+    "tuning": Benchmark("the advisor's schedules beside HeatKV's at equal bytes, on held-out prompts", 5),
     "tui": Benchmark("the viewer in a terminal: its start, and its frames", 4),
+    "editing": Benchmark("editing a schedule at 1M: from a key to numbers, and to the screen", 0.2),
     "1m": Benchmark("one image at 1M, full and pruned", 14, by_default=False, on_cuda=True),
 }
 """Name → what it is; NAME is the file bench_NAME.py."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from heatkv.errors import OutputError
 from kvscope.errors import UsageError
-from kvscope.fidelity import BAND, Fidelity, Trial, rank_correlation
+from kvscope.fidelity import BAND, ROUNDING, Fidelity, Trial, rank_correlation
+from kvscope.scatter import scatter_svg
 
 SIZES = ((1, 1), (2, 2))
 
@@ -58,6 +60,37 @@ def test_nothing_lost_is_nothing_wrong() -> None:
 
     assert band is not None
     assert (band.low, band.high) == (0.0, 0.0)
+
+
+def test_losses_that_rounding_outweighs_do_not_bend_the_line() -> None:
+    noise = [Trial(index % 3, "random", ROUNDING / 2, 0.1, 0.1) for index in range(20)]
+
+    learnt = Fidelity.learnt("m", SIZES, [*trials(), *noise])
+
+    assert learnt.lines["kl"].slope == pytest.approx(1.5)
+    assert learnt.least >= ROUNDING
+    assert len(learnt.trials) == 80
+    assert learnt.predict("kl", ROUNDING / 2) is None
+
+
+def test_coverage_counts_trials_in_the_band_of_all_other_prompts() -> None:
+    assert Fidelity.learnt("m", SIZES, trials(noise=0.2, count=900)).coverage("kl") == pytest.approx(0.8, abs=0.05)
+
+    shifted = [Trial(3, "random", one.lost, one.kl * 100, one.flips) for one in trials(noise=0.2, count=300)]
+    odd = Fidelity.learnt("m", SIZES, [*trials(noise=0.2, count=300), *shifted])
+    assert odd.coverage("kl") < 0.7
+    assert odd.coverage("flips") > 0.7
+
+
+def test_the_picture_has_a_mark_for_every_trial_and_is_well_formed() -> None:
+    learnt = Fidelity.learnt("m", SIZES, [*trials(noise=0.1), Trial(0, "<odd> & kind", 0.01, 0.02, 0.03)])
+
+    svg = scatter_svg(learnt)
+
+    ET.fromstring(svg)
+    assert svg.count('stroke-opacity="0.7"') == 2 * 61 + 2
+    assert "&lt;odd&gt; &amp; kind" in svg
+    assert "rank correlation" in svg
 
 
 def test_too_few_trials_are_refused() -> None:

@@ -11,6 +11,7 @@ from kvscope.draft import Draft, edited
 from kvscope.edits import parse_edit
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
+from kvscope.fidelity import Fidelity
 from kvscope.planfile import PlanFile, plan_file
 from kvscope.replay import ground_of
 from kvscope.trace import Trace
@@ -23,7 +24,7 @@ def parent(tmp_path: Path) -> Path:
     return Path(shutil.copy(TRACES / "infinity-tiny-full.h5", tmp_path / "parent.h5"))
 
 
-def plan(parent: Path, *lines: str, orders: Path | None = None) -> PlanFile:
+def plan(parent: Path, *lines: str, orders: Path | None = None, fidelity: Fidelity | None = None) -> PlanFile:
     with Trace.open(parent) as trace:
         draft = Draft.of(trace.schedule, ground_of(trace))
         for line in lines:
@@ -32,7 +33,7 @@ def plan(parent: Path, *lines: str, orders: Path | None = None) -> PlanFile:
             draft = edited(draft, edit)
         job = replace(trace.header.job, parent=str(parent), schedule="after.json")
         before, after = estimate(trace, draft.start), estimate(trace, draft.schedule)
-        return plan_file(trace, draft, lines, after=after, before=before, job=job, orders=orders)
+        return plan_file(trace, draft, lines, after=after, before=before, job=job, orders=orders, fidelity=fidelity)
 
 
 def test_a_plan_says_what_changes_and_what_it_comes_to(parent: Path) -> None:
@@ -83,6 +84,18 @@ def test_a_plan_whose_schedule_was_changed_after_review_is_refused(parent: Path,
 
     with pytest.raises(UsageError, match="not the one that was reviewed"):
         PlanFile.load(path)
+
+
+def test_errors_are_predicted_only_from_a_run_that_kept_everything(parent: Path, tmp_path: Path) -> None:
+    pruned = Path(shutil.copy(TRACES / "infinity-tiny-heatkv-10.h5", tmp_path / "pruned.h5"))
+    lines = ("policy heatkv", "budget 20%")
+    learnt = Fidelity.load(TRACES / "infinity-tiny-fidelity.json")
+
+    known, unknown = plan(parent, *lines, fidelity=learnt), plan(pruned, *lines, fidelity=learnt)
+
+    assert known.after.kl is not None
+    assert unknown.unknown_cells > 0
+    assert (unknown.before.kl, unknown.after.kl, unknown.after.flips) == (None, None, None)
 
 
 def test_a_draft_with_a_problem_makes_no_plan(parent: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.containers import Vertical
 from textual.widget import Widget
 
 from kvscope.tui.actions import bindings
+from kvscope.tui.lanes import PINS, Change, changes
 from kvscope.tui.screens.base import Record, TraceScreen
 from kvscope.tui.view import View
 from kvscope.tui.widgets.canvas import Canvas
@@ -18,25 +19,42 @@ from kvscope.tui.widgets.lanes import (
     lanes_hit,
     plan_head,
     plan_head_height,
+    schedule_of,
     totals,
     totals_hit,
 )
 
+if TYPE_CHECKING:
+    from kvscope.tui.editing import EditState
+
 _HEAD = (
     "The plan that the run obeys. The budget is a fraction of the history: the tokens of all scales but the last, over "
     "all layers and heads. The peak is the most that is held after any step; headroom is what the budget leaves there, "
-    "and it is nowhere less. The hash is of the drop steps, the scales and the sinks: equal hashes drop alike."
+    "and it is nowhere less. The hash is of the drop steps, the scales and the sinks: equal hashes drop alike. While "
+    "it is edited this is the staged plan: tokens and bytes follow from it, what is lost is estimated from the "
+    "attention that the run measured, and nothing runs before it is reviewed on Plan."
 )
 _LANES = (
     "One line per head, one column per source scale. A bar is the share of the steps left, from the one that writes "
     "it to the last, through which a head-scale lives: full, to the end; a dot alone, it is read at its own step and "
     "never kept. Thin lines are sink scales, never evicted; the last scale is never cached. Dropped counts the heads "
-    "that do not keep the scale to the end."
+    "that do not keep the scale to the end. While it is edited, the sign before a bar says what differs from the "
+    "recorded plan: pinned, dropped by hand, or changed by the policy that fills in."
 )
 _TOTALS = (
     "The most that is held after any step of each query scale, over all layers and heads, as a share of the budget, "
-    "or without one of the full history: by the plan, and as the run measured it."
+    "or without one of the full history: by the plan, and as the run measured it. While it is edited: the estimated "
+    "peak, and the estimated share of attention that goes to what is dropped, by query scale and by layer."
 )
+
+
+def edited_record(edit: EditState, layer: int, head: int, source_scale: int) -> Record:
+    """What editing adds to the record of a head-scale."""
+    change = Change(changes(edit.draft)[layer, head, source_scale])
+    return {
+        "recorded_drop_step": int(edit.draft.start.drop_step[layer, head, source_scale]),
+        "pinned": int(change in PINS),
+    }
 
 
 class ScheduleScreen(TraceScreen):
@@ -52,6 +70,8 @@ class ScheduleScreen(TraceScreen):
         #cell { height: 1; }
         #totals { height: 4; }
         &.-tall #totals { height: 6; }
+        &.-editing #totals { height: 5; }
+        &.-editing.-tall #totals { height: 8; }
     }
     """
 
@@ -62,11 +82,19 @@ class ScheduleScreen(TraceScreen):
             yield Canvas(cell_line, id="cell")
             yield Canvas(totals, id="totals", hit=totals_hit, about=_TOTALS)
 
+    def show(self, view: View) -> None:
+        self.set_class(view.edit is not None, "-editing")
+        super().show(view)
+
     def records(self, view: View) -> list[Record]:
-        """One per head-scale; `dropped_after_…`: None for what is kept to the end."""
+        """One per head-scale of the plan that is shown; `dropped_after_…`: None for what is kept to the end.
+
+        While it is edited, `recorded_drop_step` and `pinned` too.
+        """
         if view.snapshot is None:
             return []
-        schedule, token_bytes = view.snapshot.schedule, view.snapshot.header.bytes_per_token
+        edit, token_bytes = view.edit, view.snapshot.header.bytes_per_token
+        schedule = schedule_of(view, view.snapshot)
         records: list[Record] = []
         for layer, heads in enumerate(schedule.drop_step.tolist()):
             for head, drop_steps in enumerate(heads):
@@ -85,6 +113,7 @@ class ScheduleScreen(TraceScreen):
                             "dropped_after_layer": None if is_kept else after,
                             "tokens": tokens,
                             "bytes": tokens * token_bytes,
+                            **({} if edit is None else edited_record(edit, layer, head, source)),
                         }
                     )
         return records

@@ -13,10 +13,11 @@ from textual.strip import Strip
 
 from kvscope import units
 from kvscope.tui.figures import planned_peaks
-from kvscope.tui.lanes import lifetimes, plan_facts, source_fates
+from kvscope.tui.lanes import PINS, Change, changes, lifetimes, plan_facts, source_fates
 from kvscope.tui.metrics import why
 from kvscope.tui.palette import DROPPED
 from kvscope.tui.widgets.canvas import Part, View, field, fit, parts_width, row, rule
+from kvscope.tui.widgets.edits import edit_cell_line, edit_head, edit_totals
 
 if TYPE_CHECKING:
     from heatkv.schedule import PruningSchedule
@@ -38,6 +39,16 @@ _SINK = "━"
 _HASH = 12
 """Letters of the schedule's hash that are shown."""
 _ROOM_FOR_BYTES = 9
+
+MARKS = {
+    Change.SAME: " ",
+    Change.PINNED_KEPT: "◆",
+    Change.PINNED_GONE: "✗",
+    Change.LONGER: "▲",
+    Change.SHORTER: "▼",
+}
+"""What stands before the bar of a head-scale that was edited."""
+EDIT_LEGEND = "◆ pinned · ✗ dropped by hand · ▲ longer · ▼ shorter than recorded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +92,21 @@ def lanes(view: View, width: int, height: int) -> list[Strip]:
     ink, snapshot = view.ink, view.snapshot
     if snapshot is None:
         return [rule("lanes", width, ink)]
-    schedule = snapshot.schedule
+    schedule = schedule_of(view, snapshot)
     fold = _fold(view, snapshot, width, height)
     total = schedule.num_layers * schedule.num_heads
     last = min(total, fold.first + fold.page)
     title = f"heads {fold.first}–{last - 1} of 0–{total - 1}" if last - fold.first < total else f"all {total} heads"
     title += " × source scales: how long each lives"
     legend = f"{_bar(1.0, 3, ink)} to the end · {_bar(0.5, 3, ink)} dropped · {_SINK * 3} sink · {DROPPED} never kept"
+    if view.edit is not None:
+        legend = EDIT_LEGEND
+        if parts_width([(title + legend, ink.text)]) + 12 > width:
+            title = f"heads {fold.first}–{last - 1} of {total}" if last - fold.first < total else f"all {total} heads"
+    plan = "plan" if view.edit is None else "staged plan"
     roomy = parts_width([(title + legend, ink.text)]) + 12 <= width
     return [
-        rule(title, width, ink, tag=f"{legend} · plan" if roomy else "plan"),
+        rule(title, width, ink, tag=f"{legend} · {plan}" if roomy else plan),
         *_titles(view, snapshot, fold),
         *(row(_line_parts(view, snapshot, fold, y), width) for y in range(fold.rows)),
     ]
@@ -122,6 +138,8 @@ def cell_line(view: View, width: int, _height: int) -> list[Strip]:
     ink, snapshot = view.ink, view.snapshot
     if snapshot is None:
         return []
+    if view.edit is not None:
+        return edit_cell_line(view, width, _height)
     cursor = view.cursor
     rows, columns = snapshot.schedule.scales.sizes[cursor.source_scale]
     drop_step = int(snapshot.schedule.drop_step[cursor.layer, cursor.head, cursor.source_scale])
@@ -140,6 +158,8 @@ def plan_head(view: View, width: int, _height: int) -> list[Strip]:
     ink, snapshot = view.ink, view.snapshot
     if snapshot is None:
         return [rule("schedule", width, ink)]
+    if view.edit is not None:
+        return edit_head(view, width, _height)
     facts, schedule = plan_facts(snapshot), snapshot.schedule
     policy = f"{units.printable(schedule.policy)}, {schedule.sink_scales} sink scales"
     dropped = f"{facts.dropped:,} of {facts.head_scales:,} head-scales dropped"
@@ -151,8 +171,8 @@ def plan_head(view: View, width: int, _height: int) -> list[Strip]:
     ]
 
 
-def plan_head_height(view: View, _width: int) -> int:
-    return 1 if view.snapshot is None else 4
+def plan_head_height(view: View, width: int) -> int:
+    return len(plan_head(view, width, 0))
 
 
 def totals(view: View, width: int, height: int) -> list[Strip]:
@@ -160,6 +180,8 @@ def totals(view: View, width: int, height: int) -> list[Strip]:
     ink, snapshot = view.ink, view.snapshot
     if snapshot is None:
         return [rule("peak of each query scale", width, ink)]
+    if view.edit is not None:
+        return edit_totals(view, width, height)
     budget, full = snapshot.summary.budget_bytes, snapshot.summary.full_history_bytes
     whole, name = (budget, "budget") if budget else (full, "full history")
     title = f"peak of each query scale, % of {name} {units.bytes_text(whole)}"
@@ -240,6 +262,20 @@ def _peak_line(snapshot: Snapshot, width: int, ink: Ink) -> Strip:
     return field("peak", (value, ink.text), more, width, ink)
 
 
+def schedule_of(view: View, snapshot: Snapshot) -> PruningSchedule:
+    """The plan that is shown: the staged one where there is editing, else the run's own."""
+    return snapshot.schedule if view.edit is None else view.edit.schedule
+
+
+def _is_selected(view: View, layer: int, head: int, source: int) -> bool:
+    """Within the box between the cursor and the other corner of the selection."""
+    if view.span is None:
+        return False
+    here = (layer, head, source)
+    one, other = ((end.layer, end.head, end.source_scale) for end in (view.cursor, view.span))
+    return all(min(a, b) <= index <= max(a, b) for index, a, b in zip(here, one, other, strict=True))
+
+
 def _fold(view: View, snapshot: Snapshot, width: int, height: int) -> LaneFold:
     lane = view.cursor.layer * snapshot.schedule.num_heads + view.cursor.head
     return lane_fold(snapshot.schedule, width, height, lane=lane)
@@ -247,7 +283,7 @@ def _fold(view: View, snapshot: Snapshot, width: int, height: int) -> LaneFold:
 
 def _titles(view: View, snapshot: Snapshot, fold: LaneFold) -> Iterator[Strip]:
     """The source scales above every block; above the first, how many of each are dropped and how much is kept."""
-    schedule, room = snapshot.schedule, fold.cell - 1
+    schedule, room = schedule_of(view, snapshot), fold.cell - 1
     fates, sizes = source_fates(schedule), schedule.scales.sizes
     squares = not view.ink.plain
     sides = [f"{height}²" if squares and height == width else f"{height}×{width}" for height, width in sizes]
@@ -284,8 +320,9 @@ def _title_line(view: View, fold: LaneFold, name: str, texts: list[str], *, bloc
 
 
 def _line_parts(view: View, snapshot: Snapshot, fold: LaneFold, y: int) -> Iterator[Part]:
-    ink, schedule = view.ink, snapshot.schedule
+    ink, schedule = view.ink, schedule_of(view, snapshot)
     lived = lifetimes(schedule)
+    changed = None if view.edit is None else changes(view.edit.draft)
     # Where the frame cannot differ from a bar by its colour, it does by its shape.
     opening, closing = "▐▌" if ink.colour else "[]"
     for block in range(fold.blocks):
@@ -297,7 +334,13 @@ def _line_parts(view: View, snapshot: Snapshot, fold: LaneFold, y: int) -> Itera
         for source in range(fold.num_scales):
             chosen = here and source == view.cursor.source_scale
             after = here and source == view.cursor.source_scale + 1
-            yield (opening if chosen else closing if after else " "), ink.accent
+            if chosen or (changed is not None and _is_selected(view, layer, head, source)):
+                yield opening, ink.accent
+            elif after or changed is None:
+                yield (closing if after else " "), ink.accent
+            else:
+                change = Change(changed[layer, head, source])
+                yield MARKS[change], ink.strong if change in PINS else ink.muted
             yield from _cell(schedule, source, float(lived[layer, head, source]), fold.cell - 1, ink)
         closed = here and view.cursor.source_scale == fold.num_scales - 1
         yield (closing if closed else " ").ljust(_GAP), ink.accent

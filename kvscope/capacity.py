@@ -1,0 +1,256 @@
+"""Capacity: the largest batch that fits in a memory, for every resolution and budget, from the ledger's predictions.
+
+Everything here is predicted; what cannot be predicted is named in UNCOUNTED and is not in any sum. A batch is images
+made at once: 2 rows an image with guidance, 1 without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from heatkv.errors import BudgetError
+from heatkv.policies.full import FullPolicy
+from heatkv.scales import RESOLUTIONS
+from heatkv.schedule import budget_tokens, check_budget
+from kvscope import forecast
+from kvscope.ledger_lines import device_kind
+from kvscope.units import bytes_text, fraction_text
+
+if TYPE_CHECKING:
+    from heatkv.config import ModelConfig
+    from heatkv.schedule import PruningSchedule
+
+UNCOUNTED = (
+    "the text encoder",
+    "the VAE's weights",
+    "what a GPU's driver and an allocator keep for themselves",
+    "previews of a recorded run, decoded while the cache is held",
+)
+_MOST_IMAGES = 1 << 20
+_DECODER_TENSORS = 3
+"""Of the decoder's largest, alive at once in the first block at the image's own size: input, normalised, activated."""
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """Predicted bytes of one batch."""
+
+    images: int
+    weights_bytes: int
+    """Of the transformer."""
+    cache_bytes: int
+    """The pool, for the whole budget, and on a CPU its index."""
+    layer_bytes: int
+    """The most that one layer needs for a moment, beside the two above."""
+    decode_bytes: int
+    """At least so much to decode the images; the cache and the layers are gone by then."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights_bytes + max(self.cache_bytes + self.layer_bytes, self.decode_bytes)
+
+    @property
+    def growing(self) -> str:
+        """Of what grows with the batch, the line that takes most of the total."""
+        if self.decode_bytes > self.cache_bytes + self.layer_bytes:
+            return "decoding"
+        return "cache" if self.cache_bytes >= self.layer_bytes else "one layer"
+
+    @property
+    def largest(self) -> str:
+        """The line that takes most of the total."""
+        return "weights" if 2 * self.weights_bytes >= self.total_bytes else self.growing
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        return asdict(self) | {"total_bytes": self.total_bytes, "tag": "predicted"}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One resolution at one budget."""
+
+    resolution: str
+    budget: float
+    use: Use | None
+    """Of the largest batch; None: not one image fits, or no schedule can meet the budget."""
+    binds: str
+    """What a larger batch fails for: the line that grows most; or why there is no batch."""
+
+    @property
+    def images(self) -> int:
+        return 0 if self.use is None else self.use.images
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        facts = {"resolution": self.resolution, "budget": self.budget, "images": self.images, "binds": self.binds}
+        return facts | {"predicted": None if self.use is None else self.use.to_json()}
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What fits."""
+
+    model: str
+    device: str
+    dtype: str
+    rows_per_image: int
+    memory_bytes: int
+    reserve_bytes: int
+    """Of it, left to what is not counted."""
+    cells: tuple[Cell, ...]
+
+    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        facts = ("model", "device", "dtype", "rows_per_image", "memory_bytes", "reserve_bytes")
+        cells = {"cells": [cell.to_json() for cell in self.cells], "uncounted": list(UNCOUNTED)}
+        return {name: getattr(self, name) for name in facts} | cells
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is asked of all resolutions and budgets alike."""
+
+    config: ModelConfig
+    device: str
+    dtype: str
+    dtype_bytes: int
+    rows_per_image: int
+    aspect: float = 1.0
+
+    def use(self, resolution: str, budget: float, images: int) -> Use:
+        """What a batch takes. Raises BudgetError if no schedule can meet the budget."""
+        full = _full(self.config, resolution, self.aspect)
+        check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
+        rows = images * self.rows_per_image
+        tokens = budget_tokens(budget, self.config, full.scales)
+        on_cpu = device_kind(self.device) == "cpu"
+        height, width = self.config.image_size(full.scales)
+        return Use(
+            images,
+            forecast.weight_bytes(self.config, self.dtype_bytes),
+            tokens * self.config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows)
+            + (tokens * forecast.SLOT_NUMBER_BYTES if on_cpu else 0),
+            max(self._layer_bytes(full, scale, rows, on_cpu=on_cpu) for scale in range(full.scales.num_scales)),
+            images * height * width * self._decoder_channels * self.dtype_bytes * _DECODER_TENSORS,
+        )
+
+    @property
+    def _decoder_channels(self) -> int:
+        """Of the decoder's widest tensor at the image's own size."""
+        vae = self.config.vae
+        return vae.base_channels * max(vae.multipliers[:2])
+
+    def _layer_bytes(self, full: PruningSchedule, scale: int, rows: int, *, on_cpu: bool) -> int:
+        """With everything kept: a smaller budget has less to gather, so this is the most."""
+        way = "grouped" if on_cpu else "triton"
+        sizes = {"rows": rows, "dtype_bytes": self.dtype_bytes}
+        return forecast.transients(full, self.config, scale, **sizes, attention=way).total_bytes
+
+
+def resolutions_of(config: ModelConfig) -> tuple[str, ...]:
+    """Names of all resolutions that a model makes, the smallest first."""
+    return ("native",) if config.scales else tuple(RESOLUTIONS)
+
+
+def capacity(
+    setting: Setting,
+    memory_bytes: int,
+    *,
+    resolutions: Sequence[str],
+    budgets: Sequence[float],
+    reserve_bytes: int = 0,
+) -> Capacity:
+    """The largest batch of every resolution and budget."""
+    room = memory_bytes - reserve_bytes
+    cells = (_cell(setting, resolution, budget, room) for resolution in resolutions for budget in budgets)
+    return Capacity(
+        setting.config.name,
+        setting.device,
+        setting.dtype,
+        setting.rows_per_image,
+        memory_bytes,
+        reserve_bytes,
+        tuple(cells),
+    )
+
+
+def capacity_text(found: Capacity) -> str:
+    """The largest batches as a table, then what the largest resolution's take, then what is not counted."""
+    rows = "1 row" if found.rows_per_image == 1 else f"{found.rows_per_image} rows"
+    reserve = f", {bytes_text(found.reserve_bytes)} of it reserved" if found.reserve_bytes else ""
+    return "\n".join(
+        [
+            f"{bytes_text(found.memory_bytes)}{reserve}",
+            f"{found.model}, {found.dtype} on {found.device}, {rows} an image",
+            "all numbers are predicted; nothing was run",
+            "",
+            "largest batch, in images, and the line that binds",
+            *_table(_batches(found)),
+            "",
+            *_table(_uses(found)),
+            "cache: the whole budget; one layer, decoding: for a moment",
+            "the total has the larger of cache + one layer and decoding",
+            "not known, and not counted:",
+            *(f"  {name}" for name in UNCOUNTED),
+        ]
+    )
+
+
+def _cell(setting: Setting, resolution: str, budget: float, room: int) -> Cell:
+    def use(images: int) -> Use:
+        return setting.use(resolution, budget, images)
+
+    try:
+        first = use(1)
+    except BudgetError as error:
+        return Cell(resolution, budget, None, f"needs {fraction_text(error.minimum)}")
+    if first.total_bytes > room:
+        return Cell(resolution, budget, None, first.largest)
+    images = _most(lambda count: use(count).total_bytes <= room)
+    return Cell(resolution, budget, use(images), use(images + 1).growing)
+
+
+def _most(fits: Callable[[int], bool]) -> int:
+    """The most images that fit, of at most _MOST_IMAGES; one does."""
+    low, high = 1, 2
+    while high < _MOST_IMAGES and fits(high):
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
+
+
+@lru_cache(maxsize=8)
+def _full(config: ModelConfig, resolution: str, aspect: float) -> PruningSchedule:
+    return FullPolicy().plan(config, config.schedule_for(resolution, aspect=aspect))
+
+
+def _batches(found: Capacity) -> list[list[str]]:
+    resolutions = list(dict.fromkeys(cell.resolution for cell in found.cells))
+    by_place = {(cell.resolution, cell.budget): cell for cell in found.cells}
+    rows = [["budget", *resolutions]]
+    for budget in dict.fromkeys(cell.budget for cell in found.cells):
+        cells = [by_place[resolution, budget] for resolution in resolutions]
+        rows.append([fraction_text(budget), *(f"{cell.images:,} ({cell.binds})" for cell in cells)])
+    return rows
+
+
+def _uses(found: Capacity) -> list[list[str]]:
+    last = found.cells[-1].resolution
+    rows = [[f"{last}, budget", "images", "weights", "cache", "one layer", "decoding ≥", "total", "left"]]
+    room = found.memory_bytes - found.reserve_bytes
+    for cell in found.cells:
+        if cell.resolution != last or cell.use is None:
+            continue
+        use = cell.use
+        parts = (use.weights_bytes, use.cache_bytes, use.layer_bytes, use.decode_bytes, use.total_bytes)
+        texts = [bytes_text(part) for part in (*parts, room - use.total_bytes)]
+        rows.append([fraction_text(cell.budget), f"{use.images:,}", *texts])
+    return rows
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.rjust, row, widths)) for row in rows]
