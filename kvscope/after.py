@@ -10,7 +10,6 @@ import numpy as np
 from kvscope.estimate import estimate
 
 if TYPE_CHECKING:
-
     from kvscope.trace import Trace
 
 

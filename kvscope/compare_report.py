@@ -125,7 +125,9 @@ def _picture_part(comparison: Comparison) -> str:
 
 def _time_part(comparison: Comparison) -> str:
     ratio = comparison.total("layer_seconds").ratio
-    return "" if ratio is None else f"{ratio:.2f}× time in layers"
+    if ratio is None or any("do not compare" in note.text for note in comparison.notes):
+        return ""
+    return f"{ratio:.2f}× time in layers"
 
 
 def _run_line(side: str, summary: Summary) -> str:

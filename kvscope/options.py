@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvscope.arguments import fraction, number, whole
 from kvscope.errors import UsageError
 from kvscope.tui.screens import SCREENS
 
@@ -24,9 +25,9 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="infinity-tiny", metavar="M", help="model to run (default: %(default)s)")
     add("--resolution", metavar="R", help="0.06M, 0.25M, 0.60M or 1M (default: 1M, or the model's only one)")
-    add("--aspect", type=float, default=1.0, metavar="A", help="height / width, to the nearest template (default: 1.0)")
-    add("--sink-scales", type=int, metavar="N", help="first scales that are never evicted (default: the model's)")
-    add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
+    add("--aspect", type=number, default=1.0, metavar="A", help="height / width, to the nearest template (1.0)")
+    add("--sink-scales", type=whole, metavar="N", help="first scales that are never evicted (default: the model's)")
+    add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
 
 
@@ -42,7 +43,7 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 def policy_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
-    add("--budget", type=float, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
+    add("--budget", type=fraction, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
     add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
     add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
 
@@ -51,13 +52,13 @@ def weights_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--weights", type=Path, metavar="DIR", help="folder with the transformer, the VAE and the text encoder")
     add("--random-weights", action="store_true", help="no weights: true memory and time, an image without meaning")
-    add("--seed", type=int, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
-    add("--tau", type=float, metavar="X", help="temperature (default: the model's)")
+    add("--seed", type=whole, default=0, metavar="N", help="seed of the sampled bits (default: 0)")
+    add("--tau", type=number, metavar="X", help="temperature (default: the model's)")
     add("--device", default="cpu", metavar="D", help="cpu, cuda or cuda:N (default: %(default)s)")
 
 
 def threads_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
 
 
 def run_options(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +121,7 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="one prompt a line, or .jsonl with prompt or caption",
     )
-    add("--samples", type=int, metavar="N", help="use only the first N prompts")
+    add("--samples", type=whole, metavar="N", help="use only the first N prompts")
     model_options(parser)
     weights_options(parser)
     threads_option(parser)
@@ -212,7 +213,7 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
     add("--overwrite", action="store_true", help="replace an output file that exists")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("--json", action="store_true", help="print the summary as JSON; open no screen")
     keymap_option(parser)
 

@@ -63,7 +63,9 @@ class KnapsackPolicy:
         pins = no_pins(config, scales) if pins is None else pins
         check_pins(pins, config, scales, sinks)
         drop_step = self._spent(budget_tokens(feasible, config, scales), config, scales, sinks, pins)
-        return PruningSchedule(drop_step, config.name, scales, sinks, self.name, budget, {"exponent": self.exponent})
+        weights = {} if self.weights is None else {"weights": [float(weight) for weight in self.weights]}
+        provenance = {"exponent": self.exponent} | weights
+        return PruningSchedule(drop_step, config.name, scales, sinks, self.name, budget, provenance)
 
     def _spent(
         self, limit: int, config: ModelConfig, scales: ScaleSchedule, sinks: int, pins: NDArray[np.int16]

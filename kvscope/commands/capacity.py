@@ -6,6 +6,7 @@ import argparse
 import json
 
 from kvscope import options
+from kvscope.arguments import fraction, number
 from kvscope.errors import UsageError
 from kvscope.narration import print_data
 from kvscope.units import parse_bytes
@@ -20,12 +21,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--reserve", default="0B", metavar="BYTES", help="of it, left to what is not counted (default: %(default)s)")
     add("--model", default="infinity-2b", metavar="M", help="model (default: %(default)s)")
     add("--resolution", action="append", metavar="R", help="only this one; may be repeated (default: all of the model)")
-    add("--aspect", type=float, default=1.0, metavar="A", help="height / width (default: %(default)s)")
+    add("--aspect", type=number, default=1.0, metavar="A", help="height / width (default: %(default)s)")
     listed = ", ".join(f"{budget:g}" for budget in BUDGETS)
     add(
-        "--budget", type=float, action="append", metavar="B", help=f"only this one; may be repeated (default: {listed})"
+        "--budget",
+        type=fraction,
+        action="append",
+        metavar="B",
+        help=f"only this; may be repeated (default: {listed})",
     )
-    add("--cfg", type=float, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
+    add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=options.DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
     add("--device", default="cuda", metavar="D", help="cuda or cpu (default: %(default)s)")
     options.json_option(parser)

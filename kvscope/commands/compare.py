@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvscope import options
+from kvscope.arguments import whole
 from kvscope.errors import UsageError
 from kvscope.narration import print_data
 from kvscope.units import printable
@@ -44,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=MEASURES[0],
         help="what the largest differences are of (default: %(default)s)",
     )
-    add("--largest", type=int, default=10, metavar="N", help="how many of them to say (default: %(default)s)")
+    add("--largest", type=whole, default=10, metavar="N", help="how many of them to say (default: %(default)s)")
     options.json_option(parser)
 
 

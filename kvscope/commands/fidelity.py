@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope.arguments import whole
 from kvscope.errors import UsageError
 from kvscope.narration import print_data
 from kvscope.units import fraction_text, printable
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("traces", type=Path, nargs="+", metavar="TRACE", help="finished runs of policy full, of one model, two or more")
-    add("--schedules", type=int, default=60, metavar="N", help="schedules to try on each (default: %(default)s)")
-    add("--seed", type=int, default=0, metavar="N", help="of the random ones (default: %(default)s)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--schedules", type=whole, default=60, metavar="N", help="schedules to try on each (default: %(default)s)")
+    add("--seed", type=whole, default=0, metavar="N", help="of the random ones (default: %(default)s)")
+    add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="what was learnt, as JSON, with every trial")
     add("--picture", type=Path, metavar="FILE", help="also draw every trial, the line and its band, as SVG")
     add("--overwrite", action="store_true", help="replace an output file that exists")

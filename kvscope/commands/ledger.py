@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope import options
+from kvscope.arguments import whole
 from kvscope.errors import UsageError
 from kvscope.narration import print_data
 
@@ -21,7 +22,7 @@ _PLANNED_BY = ("resolution", "policy", "budget", "orders", "schedule", "sink_sca
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trace", nargs="?", type=Path, help="a trace file (.h5)")
-    add("--scale", type=int, metavar="N", help="of this scale only (default: of the whole run)")
+    add("--scale", type=whole, metavar="N", help="of this scale only (default: of the whole run)")
     add(
         "--plan",
         nargs="?",

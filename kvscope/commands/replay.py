@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope.arguments import whole
 from kvscope.errors import OutputError, UsageError
 from kvscope.narration import print_data
 from kvscope.units import bytes_text, fraction_text, printable
@@ -32,7 +33,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--mode", default="forced", metavar="M", help="forced: at the parent's bits; free: a new image (%(default)s)")
     add("-o", "--output", type=Path, metavar="FILE", help="the new trace (default: a new name in this folder)")
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--json", action="store_true", help="print one JSON object on stdout")
 

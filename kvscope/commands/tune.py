@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope.arguments import number, whole
 from kvscope.errors import UsageError
 from kvscope.narration import print_data
 from kvscope.units import bytes_text, fraction_text, parse_bytes, printable
@@ -26,16 +27,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--target-bytes", metavar="BYTES", help="the most that the cache may take, as in 40MB or 321MiB"
     )
-    target.add_argument("--max-loss", type=float, metavar="X", help="the most attention that may be lost, as in 0.02")
+    target.add_argument("--max-loss", type=number, metavar="X", help="the most attention that may be lost, as in 0.02")
     add("--calibration", type=Path, metavar="FILE", help="plan from these measurements, not from the traces' own")
     add(
         "--verify",
-        type=int,
-        default=4,
+        type=whole,
         metavar="N",
-        help="run the best N plans, forced (default: %(default)s; 0: none)",
+        help="run the best N plans, forced (default: all; 0: none)",
     )
-    add("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("-o", "--output", type=Path, metavar="FILE", help="write the schedule that is advised")
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--json", action="store_true", help="print one JSON object on stdout")
@@ -114,7 +114,8 @@ def _evidence(traces: Sequence[Trace], calibration: Path | None) -> Evidence:
 
 def _verified(args: argparse.Namespace, traces: Sequence[Trace], found: list[Candidate]) -> list[Candidate]:
     """The candidates, the best of them with what forced runs measured; HeatKV's always among them."""
-    if args.verify <= 0:
+    count = len(found) if args.verify is None else args.verify
+    if count <= 0:
         return found
     # Deferred: torch takes more than a second to import.
     from heatkv.config import model_config
@@ -123,7 +124,7 @@ def _verified(args: argparse.Namespace, traces: Sequence[Trace], found: list[Can
     from kvscope.runner import load_pipeline
 
     first = traces[0].header.job
-    best = {id(one) for one in (*found[: args.verify], *(one for one in found if one.name == "heatkv"))}
+    best = {id(one) for one in (*found[:count], *(one for one in found if one.name == "heatkv"))}
     chosen = [one for one in found if id(one) in best]
     pipeline = load_pipeline(first, model_config(first.model), _narrate, threads=args.threads)
     measured = [list(tried(trace, pipeline, [one.schedule for one in chosen])) for trace in traces]

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from textual.app import App, SystemCommand
 from textual.filter import LineFilter
 from textual.screen import Screen
@@ -91,6 +92,8 @@ class KVScopeApp(App[None]):
         self._colours: Colours = colours or ("none" if self.no_color else "truecolor")
         self.error: KVScopeError | None = None
         """Why there was nothing to show; None: there was."""
+        self.misplaced: str | None = None
+        """Why there is no such cell as was asked for at the start; None: there is."""
         self._plain, self._first_theme = plain, theme
         # The palette is Textual's own and draws signs that ASCII has not; each of its commands has a key.
         self.use_command_palette = not plain
@@ -214,8 +217,8 @@ class KVScopeApp(App[None]):
     def on_run_said(self, message: RunSaid) -> None:
         if message.feed is self._feed:
             self._show(replace(self._view, said=message.lines))
-        elif message.feed is self._other_feed:
-            self._show(replace(self._view, applied_said=message.lines))
+            if message.pid is not None:
+                self._remote.find(message.pid)
 
     def on_run_told(self, message: RunTold) -> None:
         self._show(replace(self._view, link=message.link))
@@ -642,6 +645,9 @@ class KVScopeApp(App[None]):
         """Show a newer state of the trace."""
         before, shape = self._view.snapshot, shape_of(snapshot)
         if before is None:
+            self.misplaced = self._place.problem(shape)
+            if self.misplaced is not None:
+                self.say(self.misplaced, bad=True)
             cursor = self._place.of(_first_cursor(snapshot), shape)
             view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
             self._remote.follow(snapshot)
@@ -672,7 +678,7 @@ def run_app(
     other: Path | None = None,
     launched: Launched | None = None,
     edit: EditOptions | None = None,
-    folder: Path = Path(),
+    folder: Path | None = None,
     screen: str | None = None,
     place: str = "",
     light: bool = False,
@@ -683,11 +689,14 @@ def run_app(
 ) -> int:
     """Show a trace until the user quits, or without one a folder of traces; returns the exit code.
 
+    `folder`: where Runs looks; None: where the trace is.
     `plain`: ASCII only; None: where the terminal or the locale needs it. `colours`: one of terminal.COLOURS; None: as
     many as the terminal says it has. `place`: a line like that of the `:` key. `keymap`: a file of keys; None: the
     user's own, if there is one. `edit`: how to edit; None: nothing can be. Raises NoTerminalError where there is no
     terminal, UsageError for a place or a keymap that makes no sense, and TraceError where there is no trace.
     """
+    if os.environ.get("TERM") == "dumb":
+        raise NoTerminalError("TERM is dumb: this terminal moves no cursor; `kvscope screen` draws without one")
     # Textual reads keys from stdin and draws on stderr; stdout stays free for data.
     if not (is_served(os.environ) or (sys.stdin.isatty() and sys.stderr.isatty())):
         raise NoTerminalError("no terminal here; `kvscope stats` prints the same numbers without one")
@@ -698,7 +707,7 @@ def run_app(
         other=other,
         launched=launched,
         edit=edit,
-        folder=folder,
+        folder=folder or (Path() if path is None else path.parent),
         screen=screen,
         place=goto.parse(place),
         theme=theme_for(light=light, contrast=contrast),
@@ -728,7 +737,18 @@ def shape_of(snapshot: Snapshot) -> Shape:
 
 
 def _first_cursor(snapshot: Snapshot) -> Cursor:
-    """The newest query scale, and the first source scale that anything can be dropped from."""
+    """The newest query scale, the first source scale that can be dropped, and the head that attends to it most."""
     shape = shape_of(snapshot)
     source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
-    return Cursor(query_scale=shape.query_scale - 1, source_scale=source)
+    layer, head = _most_attending(snapshot, shape.query_scale - 1, source)
+    return Cursor(shape.query_scale - 1, layer, head, source)
+
+
+def _most_attending(snapshot: Snapshot, query_scale: int, source_scale: int) -> tuple[int, int]:
+    """The layer and head that attend most to a source scale, of those that read it; the first, where none does."""
+    if query_scale >= snapshot.scales_done:
+        return 0, 0
+    reads = snapshot.read_tokens[query_scale, :, :, source_scale] > 0
+    mass = np.where(reads, np.nan_to_num(snapshot.attention_mass[query_scale, :, :, source_scale]), -1.0)
+    layer, head = divmod(int(mass.argmax()), mass.shape[1])
+    return layer, head

@@ -40,6 +40,9 @@ Place = tuple[int, int, int]
 class Launched(Protocol):
     """A run that was started with the viewer, and has no trace yet."""
 
+    @property
+    def pid(self) -> int: ...
+
     def said(self) -> tuple[str, ...]:
         """Its lines so far."""
         ...
@@ -170,9 +173,9 @@ class Feed:
         said: tuple[str, ...] = ()
         while self._launched is not None and not self.path.exists():
             ended = self._launched.poll()
-            if self._launched.said() != said:
-                said = self._launched.said()
-                self._tell(RunSaid(self, said))
+            # Told again though nothing new was said: by then its control socket may be there.
+            said = self._launched.said()
+            self._tell(RunSaid(self, said, self._launched.pid))
             if ended is not None and not self.path.exists():
                 raise KVScopeError(said[-1] if said else f"the run ended with code {ended} before its first step")
             if self._pause(self._fastest_s):
@@ -187,12 +190,13 @@ class Feed:
         snapshot = replace(snapshot, ledger=_ledger(trace))
         self._tell(SnapshotTaken(self, snapshot))
         interval_s, lost = self._fastest_s, None
-        while not self._pause(interval_s if snapshot.status in _MAY_CHANGE else None):
+        while not self._pause(interval_s):
             self._read_wanted(trace)
-            if snapshot.status not in _MAY_CHANGE:
-                continue
             before, lost_before = snapshot, lost
-            snapshot, lost = self._refreshed(trace, snapshot)
+            if snapshot.status in _MAY_CHANGE:
+                snapshot, lost = self._refreshed(trace, snapshot)
+            else:
+                lost = None if self.path.exists() else self._gone
             if lost != lost_before:
                 self._tell(TraceLost(self, lost))
             if snapshot is not before:
@@ -216,11 +220,15 @@ class Feed:
     def _refreshed(self, trace: Trace, snapshot: Snapshot) -> tuple[Snapshot, str | None]:
         """A new snapshot if the trace has grown, else the one given; and why it cannot be read, if so."""
         if not self.path.exists():
-            return snapshot, f"{self.path.name} is gone; what was read is shown"
+            return snapshot, self._gone
         try:
             return (take_snapshot(self.path, trace, snapshot) if trace.refresh() else snapshot), None
         except TraceError as error:
             return snapshot, f"{error}; trying again"
+
+    @property
+    def _gone(self) -> str:
+        return f"{self.path.name} is gone; what was read is shown"
 
     def _tell(self, message: Message) -> None:
         if not self._stopping:

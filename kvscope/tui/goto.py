@@ -28,6 +28,13 @@ class Place:
             cursor = cursor.at(axis, index, shape=shape)
         return cursor
 
+    def problem(self, shape: Shape) -> str | None:
+        """Why there is no such cell; None: there is one."""
+        for axis, index in self.axes:
+            if index >= getattr(shape, axis):
+                return f"{axis.replace('_', ' ')} {index}: they go from 0 to {getattr(shape, axis) - 1}"
+        return None
+
 
 NOWHERE = Place()
 

@@ -59,8 +59,8 @@ class AttentionTaken(FeedMessage):
 class RunSaid(FeedMessage):
     """What a run that has no trace yet has said so far."""
 
-    def __init__(self, feed: Feed, lines: tuple[str, ...]) -> None:
-        self.lines = lines
+    def __init__(self, feed: Feed, lines: tuple[str, ...], pid: int | None = None) -> None:
+        self.lines, self.pid = lines, pid
         super().__init__(feed)
 
 

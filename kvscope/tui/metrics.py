@@ -115,7 +115,7 @@ def cell_text(snapshot: Snapshot, name: str, cursor: Cursor, *, brief: bool = Fa
         return METRICS[name].words(snapshot, float(volume.values[place]), brief=brief)
     if cell is Cell.DROPPED and cursor.source_scale == snapshot.schedule.scales.num_scales - 1:
         return NEVER_CACHED
-    return {Cell.DROPPED: "dropped", Cell.UNKNOWN: units.NOT_MEASURED, Cell.UNWRITTEN: "not written yet"}[cell]
+    return {Cell.DROPPED: "dropped", Cell.UNKNOWN: units.NOT_MEASURED, Cell.UNWRITTEN: "comes later"}[cell]
 
 
 @lru_cache(maxsize=8)

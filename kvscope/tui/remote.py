@@ -30,26 +30,43 @@ class Remote:
         self._run_id = ""
         self._link = Link(connected=False, state="")
 
+    def find(self, pid: int) -> None:
+        """Connect to a process that has no trace yet, once it listens."""
+        if self._client is not None:
+            return
+        # Deferred: only a live run has a socket.
+        from kvscope.control.places import live_sockets
+
+        for socket in live_sockets():
+            if socket.name.startswith(f"{pid}-"):
+                self._connect(str(socket), "")
+
     def follow(self, snapshot: Snapshot) -> None:
         """Connect to the run that writes this trace, if it lives and its trace names a socket."""
         socket = snapshot.header.control_socket
         if socket is None or snapshot.status != "live":
             return
+        if self._client is not None and self._client.path == socket:
+            self._run_id = snapshot.header.run_id
+            return
+        self.close()
+        self._connect(socket, snapshot.header.run_id)
+
+    def _connect(self, socket: str, run_id: str) -> None:
         # Deferred: only a live run has a socket.
         from kvscope.control.client import Client
 
-        self.close()
-        self._run_id, self._link = snapshot.header.run_id, Link(connected=False, state="")
+        self._run_id, self._link = run_id, Link(connected=False, state="")
         self._client = Client(socket, self._hear)
         self._client.start()
 
     def ask(self, kind: str, view: View) -> str | None:
         """Send a request; returns why it cannot be sent, or None."""
-        if view.snapshot is None:
+        if view.snapshot is None and self._client is None:
             return "there is no run yet"
-        if view.snapshot.status != "live":
+        if view.snapshot is not None and view.snapshot.status != "live":
             return f"the run is over ({view.snapshot.status})"
-        if view.snapshot.header.control_socket is None:
+        if view.snapshot is not None and view.snapshot.header.control_socket is None:
             return "this run cannot be controlled: its trace names no socket"
         if view.link is None or not view.link.connected or self._client is None:
             return "no connection to the run; trying again"
@@ -69,7 +86,7 @@ class Remote:
         state, words = self._link.state, ""
         connected = True
         match message:
-            case Progress(run_id=run_id) if run_id != self._run_id:
+            case Progress(run_id=run_id) if run_id and self._run_id and run_id != self._run_id:
                 # A process that stays is at another job by now.
                 connected, state = False, ENDED
             case Progress():

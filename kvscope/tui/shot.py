@@ -104,6 +104,8 @@ async def _shoot(app: KVScopeApp, form: Form, look: Look, keys: Sequence[str], w
         await _settled(app, pilot, wait)
         if app.view.edit_refused is not None:
             raise UsageError(app.view.edit_refused)
+        if app.misplaced is not None:
+            raise UsageError(app.misplaced)
         for key in keys:
             await pilot.press(key)
             await _settled(app, pilot, wait)

@@ -55,7 +55,8 @@ def notice_of(view: View) -> tuple[str, Style]:
     """The words of `notice`; empty where all is well."""
     snapshot, ink = view.snapshot, view.ink
     if snapshot is None:
-        return (f"the run is loading: {view.said[-1]}", ink.muted) if view.said else ("", ink.muted)
+        held = f"; {view.link.words}" if view.link is not None and view.link.words else ""
+        return (f"the run is loading: {view.said[-1]}{held}", ink.muted) if view.said else ("", ink.muted)
     if view.paused:
         newer = f", {view.behind} scale{'s' if view.behind > 1 else ''} further" if view.behind else ""
         key = keys_shown("view.pause", view.keymap)

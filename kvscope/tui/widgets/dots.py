@@ -119,6 +119,11 @@ class TextLine:
             if 0 <= column + offset < self.columns:
                 self._signs[column + offset] = sign, style
 
+    def put_between(self, column: int, sign: str, style: Style) -> None:
+        """Write a sign where no text stands."""
+        if 0 <= column < self.columns and self._signs[column][0] in "─━┴":
+            self._signs[column] = sign, style
+
     def put_if_room(self, column: int, text: str, style: Style) -> None:
         """Write a text if it fits to the right of those that were written like this."""
         if column >= self._taken and column + len(text) <= self.columns:

@@ -280,7 +280,7 @@ def _scale_line(frame: _Frame) -> Strip:
         text = f"┴{scale}" if tick.layer is None else f"┴L{tick.layer}"
         line.put_if_room(tick.half // 2, text, ink.accent if chosen else ink.muted)
     if frame.cursor is not None:
-        line.put(frame.cursor, "◆", ink.accent)
+        line.put_between(frame.cursor, "◆", ink.accent)
     return line.strip([(f"{'0 B':>{_AXIS}}", ink.muted), ("┼", ink.faint)])
 
 

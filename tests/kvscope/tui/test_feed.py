@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -33,6 +34,10 @@ class Inbox:
         with self._news:
             assert self._news.wait_for(lambda: len(self.of(kind)) >= count, seconds), "waited too long"
         return self.of(kind)
+
+    def wait_until(self, condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+        with self._news:
+            assert self._news.wait_for(condition, seconds), "waited too long"
 
     def of(self, kind: type[Message]) -> list[Message]:
         return [message for message in self.messages if isinstance(message, kind)]
@@ -152,6 +157,8 @@ class Loading:
         self.code = code
         self.lines = ("loading weights",)
 
+    pid = 1 << 22  # no process has it
+
     def said(self) -> tuple[str, ...]:
         return self.lines
 
@@ -166,12 +173,13 @@ def test_a_run_that_is_loading_is_heard_until_its_trace_is_there(tmp_path: Path,
     feed.start()
     inbox.wait(RunSaid)
     run.lines = ("loading weights", "ready")
-    inbox.wait(RunSaid, 2)
+    inbox.wait_until(lambda: inbox.of(RunSaid)[-1].lines[-1] == "ready")  # type: ignore[attr-defined]
     path.write_bytes(tiny_trace.read_bytes())
     taken = inbox.wait(SnapshotTaken)[0]
     feed.stop()
 
-    assert [message.lines[-1] for message in inbox.of(RunSaid)] == ["loading weights", "ready"]  # type: ignore[attr-defined]
+    said = [message.lines[-1] for message in inbox.of(RunSaid)]  # type: ignore[attr-defined]
+    assert list(dict.fromkeys(said)) == ["loading weights", "ready"]
     assert taken.snapshot.status == "done"  # type: ignore[attr-defined]
 
 
@@ -226,3 +234,18 @@ def test_a_newer_message_of_the_same_feed_replaces_the_one_that_waits(tiny_trace
     assert not message.can_replace(TraceLost(other, "gone"))
     assert not message.can_replace(RunSaid(one, ()))
     assert not message.can_replace(Message())
+
+
+def test_a_finished_trace_that_vanishes_is_told_too(tmp_path: Path, tiny_trace: Path) -> None:
+    path = tmp_path / "done.h5"
+    path.write_bytes(tiny_trace.read_bytes())
+    inbox = Inbox()
+    feed = Feed(path, inbox.post)
+    feed.start()
+    inbox.wait(SnapshotTaken, 2)
+
+    path.unlink()
+    (lost,) = inbox.wait(TraceLost)
+    feed.stop()
+
+    assert lost.reason == "done.h5 is gone; what was read is shown"  # type: ignore[attr-defined]

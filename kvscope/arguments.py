@@ -1,0 +1,56 @@
+"""Arguments of the command line: numbers with words for what is none, and outputs that are never an input."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvscope.errors import OutputError
+
+_OUTPUTS = ("output", "image", "official", "save_plan")
+"""Options that name what is written; every other path is read."""
+
+
+def number(text: str) -> float:
+    """A number. Raises argparse's error for any other text."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one like 3 or 0.2")
+    return value
+
+
+def whole(text: str) -> int:
+    """A whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; expected one like 3") from None
+
+
+def fraction(text: str) -> float:
+    """A fraction, as `0.2` or `20%`."""
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no fraction; expected one like 0.2 or 20%") from None
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Raises OutputError if what is to be written is a file that is to be read: not even --overwrite means that."""
+    outputs = {name: path for name, path in vars(args).items() if name in _OUTPUTS and isinstance(path, Path)}
+    for name, output in outputs.items():
+        for given, path in _paths(args):
+            if given not in outputs and output.exists() and path.exists() and output.samefile(path):
+                raise OutputError(f"{output}: --{name.replace('_', '-')} is also what is read; choose another name")
+
+
+def _paths(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+    for name, value in vars(args).items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, Path):
+                yield name, one
