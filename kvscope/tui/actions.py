@@ -134,6 +134,7 @@ ACTIONS: tuple[Action, ...] = (
     *_list("plan"),
     *_list("ledger"),
     *_list("runs"),
+    Action("ledger.enter", ("enter",), "enter", "go to the step of its peak", "peak", screen="ledger"),
     # What is shown, and how.
     Action("enter", ("enter",), "enter", "why it is kept or dropped", "why"),
     Action("metric.next", ("m",), "metric(1)", "next metric", "metric"),
@@ -158,8 +159,10 @@ ACTIONS: tuple[Action, ...] = (
     Action("plan.save", ("s",), "save_plan", "write the plan file", "save", screen="plan"),
     Action("plan.discard", ("x",), "over('discard')", "take back every edit", "discard", screen="plan"),
     Action("compare.side", ("d",), "choose('side', 1)", "difference, A or B", "side", screen="compare"),
+    Action("compare.enter", ("enter",), "enter", "go to this difference", "go", screen="compare"),
     Action("compare.next", ("n",), "row(1)", "next difference of the list", "next", screen="compare"),
     Action("compare.back", ("N",), "row(-1)", "previous difference", screen="compare"),
+    Action("runs.open", ("enter",), "enter", "open this trace", "open", screen="runs"),
     Action("runs.mark", ("x",), "mark", "compare it with the trace shown", "compare", screen="runs"),
     Action("runs.demo", ("d",), "demo", "record a demo run, and show it", "demo", screen="runs"),
     Action("runs.browse", ("b",), "over('browse')", "look in another folder", "browse", screen="runs"),
@@ -186,6 +189,9 @@ ACTIONS: tuple[Action, ...] = (
     Action("quit.now", ("ctrl+c",), "quit", "quit, wherever you are", always=True),
 )
 """In the order of the help. An action of one screen takes its keys from those of every screen."""
+
+_LISTS = ("runs", "ledger")
+"""Screens that are lists."""
 
 _TOGETHER: tuple[tuple[tuple[str, ...], str], ...] = (
     (("cursor.up", "cursor.down", "cursor.left", "cursor.right"), "cell"),
@@ -237,7 +243,9 @@ def hints_of(screen: str, keymap: Keymap = NO_CHANGES) -> list[tuple[str, str]]:
     own = [action for action in hinted if action.screen == screen]
     others = [action for action in hinted if action not in screens and action not in own]
     pairs = [(_pair_text([here[one] for one in ids]), word) for ids, word in _TOGETHER if here.keys() >= set(ids)]
-    return [*map(_hint, screens), *pairs, *map(_hint, own), *map(_hint, others)]
+    # A list has no cell: its lines are all there is to move along.
+    moves = pairs[:1] if screen in _LISTS else pairs
+    return [*map(_hint, screens), *moves[:1], *map(_hint, own), *moves[1:], *map(_hint, others)]
 
 
 def last_hints(screen: str, keymap: Keymap = NO_CHANGES) -> list[tuple[str, str]]:
