@@ -35,6 +35,16 @@ def test_every_candidate_keeps_to_the_bytes_and_the_least_loss_comes_first(evide
     assert "heatkv" in [one.name for one in found]
 
 
+def test_candidates_of_every_weighting_differ_and_say_how_they_were_made(evidence: Evidence) -> None:
+    found = [one for one in for_bytes(evidence, 120_000) if one.name.startswith("knapsack")]
+
+    early = [one for one in found if "early scales first" in one.name]
+    assert 0 < len(early) < len(found)
+    weights = [one.schedule.provenance["weights"] for one in (early[0], next(one for one in found if one not in early))]
+    assert weights[0] == sorted(weights[0], reverse=True)
+    assert weights[1] == sorted(weights[1])
+
+
 def test_for_no_bytes_at_all_nothing_is_kept(evidence: Evidence) -> None:
     assert [one.peak_bytes for one in for_bytes(evidence, 0)] == [0]
 

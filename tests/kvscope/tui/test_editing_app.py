@@ -24,7 +24,7 @@ from kvscope.draft import Draft
 from kvscope.journal import Journal
 from kvscope.planfile import PlanFile
 from kvscope.trace import Trace
-from kvscope.tui import applying
+from kvscope.tui import applying, goto
 from kvscope.tui import playback as playback_module
 from kvscope.tui.editing import EditOptions, ground_of
 from kvscope.tui.feed import Snapshot, take_snapshot
@@ -44,7 +44,8 @@ def trace(wide_trace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def editing(trace: Path) -> dict[str, object]:
-    return {"edit": EditOptions(trace), "screen": "schedule"}
+    """Options of the app: for editing, from the first head's first head-scale that can be dropped."""
+    return {"edit": EditOptions(trace), "screen": "schedule", "place": goto.parse("l0 h0 s3")}
 
 
 async def began(viewer) -> None:
@@ -200,7 +201,7 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_a_viewer_that_is_killed_loses_no_edit(trace: Path, terminal: Terminal) -> None:
-    command = [sys.executable, "-m", "kvscope", "open", str(trace), "--edit", "--screen", "schedule"]
+    command = [sys.executable, "-m", "kvscope", "open", str(trace), "--edit", "--goto", "schedule l0 h0 s3"]
     streams = {"stdin": terminal.theirs, "stdout": terminal.theirs, "stderr": terminal.theirs}
     viewer = subprocess.Popen(command, **streams, env=os.environ | {"TERM": "xterm-256color"}, start_new_session=True)
     journal, deadline = trace.with_suffix(".kvs"), time.monotonic() + 20
