@@ -18,7 +18,7 @@ from torch import Tensor
 from heatkv.attention import Path, attend, choose_path
 from heatkv.cache import KVCache
 from heatkv.generate import Run, Sampling
-from heatkv.probe import Capture, RunStart, ScaleInfo, StepInfo
+from heatkv.probe import NullProbe, ScaleInfo
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,7 +109,7 @@ def bit_flips(reference: Tensor, other: Tensor) -> float:
 
 
 def attention_error(reference: Reference, schedule: PruningSchedule) -> NDArray[np.float64]:
-    """[scale, layer, head]: |out - reference's out| / |reference's out| over queries and rows, at the reference's inputs.
+    """[scale, layer, head]: |out - reference's out| / |reference's out| over queries and rows, at the latter's inputs.
 
     One pass of the reference, with a second cache that obeys `schedule` and is fed the same keys and values.
     """
@@ -158,19 +158,11 @@ class _ShadowedRun(Run):
         self.shadow.clear()
 
 
-class _Logits:
-    """A Probe that keeps the logits."""
-
-    capture = Capture()
+class _Logits(NullProbe):
+    """Keeps the logits of one run."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
-
-    def run_started(self, start: RunStart) -> None:
-        self.logits = []
-
-    def step_done(self, step: StepInfo) -> None:
-        return
 
     def scale_done(self, scale: ScaleInfo) -> None:
         self.logits.append(scale.logits.float())

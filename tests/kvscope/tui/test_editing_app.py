@@ -201,7 +201,18 @@ def terminal() -> Iterator[Terminal]:
 
 
 def test_a_viewer_that_is_killed_loses_no_edit(trace: Path, terminal: Terminal) -> None:
-    command = [sys.executable, "-m", "kvscope", "open", str(trace), "--edit", "--goto", "schedule l0 h0 s3"]
+    command = [
+        sys.executable,
+        "-m",
+        "kvscope",
+        "open",
+        str(trace),
+        "--edit",
+        "--screen",
+        "schedule",
+        "--goto",
+        "l0 h0 s3",
+    ]
     streams = {"stdin": terminal.theirs, "stdout": terminal.theirs, "stderr": terminal.theirs}
     viewer = subprocess.Popen(command, **streams, env=os.environ | {"TERM": "xterm-256color"}, start_new_session=True)
     journal, deadline = trace.with_suffix(".kvs"), time.monotonic() + 20
@@ -213,9 +224,9 @@ def test_a_viewer_that_is_killed_loses_no_edit(trace: Path, terminal: Terminal) 
 
     with Trace.open(trace) as opened:
         again = Journal(journal, Draft.of(opened.schedule, ground_of(opened.header)))
-    assert again.history.at >= 3
-    assert again.history.edits[0].text.startswith(("pin l0 h0", "drop l0 h0"))
     again.close()
+    assert again.history.at >= 3
+    assert {edit.text.split()[0] for edit in again.history.edits} == {"pin", "drop"}
 
 
 # Plans.
@@ -406,7 +417,8 @@ def test_a_finished_run_is_played_to_its_end_by_the_space_bar(
         while viewer.app.view.playback is not None:
             seen.add(viewer.app.view.cursor.query_scale)
             await viewer.pilot.pause(0.01)
-        assert {0, 3, 6} <= seen
+        assert min(seen) <= 2
+        assert {3, 4, 5, 6} <= seen
         assert (viewer.app.view.cursor.query_scale, viewer.app.view.cursor.layer) == (6, 31)
         assert not viewer.app.view.paused
 
