@@ -6,6 +6,8 @@ the file says what happened, in order. Its first lines name the schedule that it
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -93,6 +95,7 @@ class Journal:
         begun = draft.start.content_hash
         try:
             self._file: IO[str] = path.open("a+", encoding="utf-8")
+            self._lock()
             self._file.seek(0)
             text = self._file.read()
         except OSError as error:
@@ -120,9 +123,25 @@ class Journal:
         return history
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # what a full disk did not take was refused when it was written
+            self._file.close()
+
+    def _lock(self) -> None:
+        """Raises UsageError if another editor has the journal; its lock goes with its process."""
+        try:
+            fcntl.flock(self._file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise UsageError(f"{self.path}: another editor has it open; close that, or name another journal") from None
 
     def _write(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Raises OutputError, with nothing of the line left, if the disk does not take it."""
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            # Straight to the file: a buffer would keep what the disk did not take, and write it later.
+            os.write(self._file.fileno(), f"{line}\n".encode())
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), end)
+            raise OutputError(f"{self.path}: {error.strerror or error}; the edit is not taken") from None

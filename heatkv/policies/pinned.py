@@ -70,6 +70,7 @@ def plan_within(
     going = free & (leaves_at < scales.num_scales)
     drop_step[going] = leaves_at[going] * config.num_layers + layer[going]
     _lower_within_scales(drop_step, free, rank, scales, limit)
+    _free_where_pins_need_room(drop_step, free, rank, scales, limit)
     return drop_step
 
 
@@ -164,6 +165,28 @@ def _lower_within_scales(
         drop_layer = np.searchsorted(gone_by_layer, np.arange(len(queue)), side="right")
         early = drop_layer < layer
         drop_step[layer[early], head[early], source[early]] = begin + drop_layer[early]
+
+
+def _free_where_pins_need_room(
+    drop_step: NDArray[np.int16],
+    free: NDArray[np.bool_],
+    rank: NDArray[np.int64],
+    scales: ScaleSchedule,
+    limit: int,
+) -> None:
+    """Lower drop_step in place at steps that are still over the limit: pins that leave late within a scale hold what
+    the scale's end has room for. The least needed of what is held goes, the largest scales first."""
+    tokens, num_layers = np.array(scales.tokens), len(drop_step)
+    own = np.broadcast_to(own_steps(num_layers, scales.num_scales)[:, None], drop_step.shape)
+    for step in np.flatnonzero(tokens_held(drop_step, scales) > limit):
+        excess = int(tokens_held(drop_step, scales)[step]) - limit
+        if excess <= 0:  # freed by an earlier step of this loop
+            continue
+        layer, head, source = np.nonzero(free & (own <= step) & (drop_step > step))
+        queue = np.lexsort((-source, rank[layer, head, source]))
+        count = int(np.searchsorted(np.cumsum(tokens[source[queue]]), excess)) + 1
+        chosen = queue[:count]
+        drop_step[layer[chosen], head[chosen], source[chosen]] = step
 
 
 def least_budget(pins: NDArray[np.int16], config: ModelConfig, scales: ScaleSchedule, sink_scales: int) -> float:

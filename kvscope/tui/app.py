@@ -100,7 +100,7 @@ class KVScopeApp(App[None]):
         self._must_glyph = plain or self._colours in FEW_COLOURS
         self._glyphs = glyphs or self._must_glyph
         self._fastest_s = REMOTE_S if is_remote(os.environ) else FASTEST_S
-        self._first_screen = screen or (next(iter(SCREENS)) if path is not None else "runs")
+        self._first_screen = screen or place.screen or (next(iter(SCREENS)) if path is not None else "runs")
         self._place, self._launched, self._first_paths = place, launched, (path, other)
         self._feed: Feed | None = None
         self._other_feed: Feed | None = None

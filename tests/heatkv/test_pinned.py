@@ -40,7 +40,8 @@ def random_pins(seed: int, *, share: float) -> NDArray[np.int16]:
     return pins
 
 
-@given(st.integers(0, 1000), st.floats(0.05, 1.0))
+# Rounded: a hair below a whole number of tokens, HeatKV's formula drops one head more than it must.
+@given(st.integers(0, 1000), st.floats(0.05, 1.0).map(lambda budget: round(budget, 6)))
 @settings(max_examples=60, deadline=None)
 def test_without_pins_the_plan_is_that_of_heatkv(seed: int, budget: float) -> None:
     expected = HeatKVPolicy(orders(seed)).plan(CONFIG, SCALES, budget=budget, sink_scales=SINKS)
@@ -95,3 +96,20 @@ def test_a_pin_that_cannot_be_is_named(place: tuple[int, int, int], step: int) -
 
     with pytest.raises(ScheduleError, match=f"layer {place[0]}, head {place[1]}, source scale {place[2]}"):
         plan_within(pins, orders(0), CONFIG, SCALES, budget=0.5, sink_scales=SINKS)
+
+
+@pytest.mark.parametrize("sinks", [1, 3])
+@pytest.mark.parametrize("scale", [8, 9, 10])
+def test_pins_that_leave_late_within_a_scale_cost_others_their_place_and_not_the_budget(sinks: int, scale: int) -> None:
+    config = model_config("infinity-2b")
+    scales = config.schedule_for("1M")
+    generator = np.random.default_rng(0)
+    slots = np.stack([generator.permutation(512) for _ in range(sinks, scales.num_scales - 1)]).astype(np.int32)
+    ranked = HeadOrders(slots, sinks, 32, 16)
+    pins = no_pins(config, scales)
+    pins[30, :15, 9] = max(scale, 9) * 32 + 30
+
+    planned = plan_within(pins, ranked, config, scales, budget=0.1, sink_scales=sinks)
+
+    assert tokens_held(planned, scales).max() <= budget_tokens(0.1, config, scales)
+    np.testing.assert_array_equal(planned[pins != FREE], pins[pins != FREE])

@@ -196,6 +196,15 @@ def test_the_journal_of_another_schedule_is_refused(tmp_path: Path) -> None:
         Journal(tmp_path / "edits.kvs", start(0.3))
 
 
+def test_a_second_editor_of_one_journal_is_refused(tmp_path: Path) -> None:
+    first = Journal(tmp_path / "edits.kvs", start())
+
+    with pytest.raises(UsageError, match="another editor has it open"):
+        Journal(tmp_path / "edits.kvs", start())
+    first.close()
+    Journal(tmp_path / "edits.kvs", start()).close()
+
+
 def test_a_journal_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="choose another place for the journal"):
         Journal(tmp_path / "nowhere" / "edits.kvs", start())

@@ -149,6 +149,8 @@ def _state_parts(view: View) -> list[Part]:
         progress += ", making the picture"
     if view.lost is not None:
         return [("○ disconnected", ink.warn), (progress, ink.muted)]
+    if view.playback is not None:
+        return [(f"▸ playing {view.playback.speed}", ink.accent), (progress, ink.muted)]
     if view.paused:
         return [("■ view paused", ink.warn), (progress, ink.muted)]
     if snapshot.status == "live" and view.link is not None and view.link.state != "running":
