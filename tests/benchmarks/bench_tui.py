@@ -17,10 +17,12 @@ import sys
 import tempfile
 import termios
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvscope.tui.palette import RAMP
+from kvscope.units import bytes_text
 from tests.benchmarks.frames import WARM_UP
 from tests.benchmarks.harness import Goal, Result, Row, take_turns
 from tests.benchmarks.traces import Shape, write_trace
@@ -62,6 +64,19 @@ class Terminal:
         if code:
             raise RuntimeError(f"the child ended with {code}: {self._last.decode(errors='replace')}")
 
+    def press(self, key: str) -> None:
+        os.write(self._ours, key.encode())
+
+    def answered_s(self, key: str, *, give_up_s: float = 2.0) -> float:
+        """Seconds until something is drawn after a key; the screen is quiet before and after."""
+        before, begin = self.drawn_bytes, time.perf_counter()
+        self.press(key)
+        while self.drawn_bytes == before and time.perf_counter() - begin < give_up_s:
+            time.sleep(0.0005)
+        answered = time.perf_counter() - begin
+        time.sleep(0.04)
+        return answered
+
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
         self._process.wait()
@@ -78,6 +93,10 @@ class Terminal:
             if self._awaited and not self.seen.is_set() and any(text in self._last + data for text in self._awaited):
                 self.seen.set()
             self._last = data[-_KEPT:]
+
+
+_LARGE = Shape(layers=40, heads=24, scales=49, maps="float32")
+"""2.5 GB, most of it maps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +119,9 @@ def run(*, quick: bool = False, frames: int | None = None, shape: Shape | None =
         trace = Path(folder) / "run.h5"
         write_trace(trace, shape or Shape.of_model("infinity-2b"))
         rows = [*_start_rows(trace, repeats), *_frame_rows(trace, frames, rounds)]
+        large = Path(folder) / "large.h5"
+        write_trace(large, _LARGE if shape is None and not quick else Shape(3, 3, 5, "float32"))
+        rows += _latency_rows(large, presses=20 if quick else 120)
     return Result("the viewer in a terminal", "as named", repeats, SEED, tuple(rows))
 
 
@@ -164,6 +186,24 @@ def _frame_rows(trace: Path, frames: int, rounds: int) -> list[Row]:
         _cpu_row(f"{grid}, smooth: CPU of a frame, beside a style a cell", smooth, naive[0]),
         _cpu_row(f"{grid}, random: CPU of a frame, beside a style a cell", random, naive[1]),
         _panorama_row(painted("panorama", (240, 24), 60, trace)),
+    ]
+
+
+def _latency_rows(trace: Path, *, presses: int) -> list[Row]:
+    """From a key that makes the viewer read another map of a large trace to the answer on the terminal; and the end."""
+    terminal = Terminal([sys.executable, "-m", "kvscope", "open", str(trace), "--screen", "mass"], (120, 40))
+    time.sleep(3 if presses > 20 else 1.5)  # it is drawn, and its first map is read
+    waits = sorted(terminal.answered_s("jlkh"[press % 4]) for press in range(presses))
+    begin = time.perf_counter()
+    terminal.press("q")
+    terminal.wait()
+    quit_s = time.perf_counter() - begin
+    size = bytes_text(trace.stat().st_size)
+    note = f"median {waits[len(waits) // 2] * 1e3:.1f} ms of {presses}"
+    p95 = waits[int(0.95 * (presses - 1))]
+    return [
+        Row(f"key to answer, maps of {size} read, p95", p95, "s", goal=Goal("at most", 0.1, of_value=True), note=note),
+        Row("quit, until the process has ended", quit_s, "s", goal=Goal("at most", 1.0, of_value=True)),
     ]
 
 
