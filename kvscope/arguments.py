@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,12 +15,9 @@ _OUTPUTS = ("output", "image", "official", "save_plan")
 def number(text: str) -> float:
     """A number. Raises argparse's error for any other text."""
     try:
-        value = float(text)
+        return float(text)
     except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one like 3 or 0.2")
-    return value
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; expected one like 3 or 0.2") from None
 
 
 def whole(text: str) -> int:

@@ -21,6 +21,7 @@ from kvscope.recorder import Recorder
 from kvscope.trace import Trace
 from kvscope.tui.app import KVScopeApp
 from kvscope.tui.feed import Snapshot, take_snapshot
+from kvscope.tui.goto import parse
 from kvscope.tui.widgets.canvas import Canvas
 
 TINY_SIZE = (80, 24)
@@ -77,6 +78,8 @@ def drive() -> Drive:
             async with app.run_test(size=size, notifications=True) as pilot:
                 viewer = Viewer(app, pilot)
                 await viewer.until(lambda: app.view.snapshot is not None)
+                # The viewer begins at the head that attends most; tests begin at the first.
+                app.go_to(parse("l0 h0"))
                 await script(viewer)
 
         asyncio.run(main())

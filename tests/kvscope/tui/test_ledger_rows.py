@@ -99,7 +99,8 @@ def test_shares_are_of_all_that_a_full_history_needs(ledger: Ledger) -> None:
 
     shares = shares_of(answer, "kept tokens (logical KV)")
 
-    assert sum(share for *_, share in shares) == pytest.approx(1)
+    # A measured part may be less than nothing by a few pages, and is left out.
+    assert sum(share for *_, share in shares) == pytest.approx(1, abs=1e-3)
     assert shares[-1][0] == SAVED
     assert shares[-1][2] == pytest.approx(answer.saved_fraction)
     assert "kept tokens (logical KV)" in [name for name, *_ in shares]
