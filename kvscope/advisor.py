@@ -212,7 +212,7 @@ def _words(chosen: Candidate, tried: Sequence[Candidate]) -> tuple[str, ...]:
     how = "not verified"
     if chosen.kl is not None:
         how = f"forced KL {chosen.kl:.4g} nats per bit, {fraction_text(chosen.flips)} of bits flip"
-    takes = f"{bytes_text(chosen.peak_bytes)} at peak, {fraction_text(chosen.lost)} of attention lost (est.)"
+    takes = f"{bytes_text(chosen.peak_bytes)} at peak (est.), {fraction_text(chosen.lost)} of attention lost (est.)"
     lines = [f"{chosen.name}: {takes}, {how}"]
     rival = next((one for one in tried if one.name == "heatkv"), None)
     if rival is None or rival is chosen:

@@ -1,15 +1,42 @@
-"""Arguments of the command line: numbers with words for what is none, and outputs that are never an input."""
+"""Arguments of the command line: verbs, numbers with words for what is none, and outputs that are never an input."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from kvscope.errors import OutputError
 
 _OUTPUTS = ("output", "image", "official", "save_plan")
 """Options that name what is written; every other path is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """One verb of a command that has several."""
+
+    run: Callable[[argparse.Namespace], int]
+    add_options: Callable[[argparse.ArgumentParser], None]
+    help: str
+    example: str
+
+
+def add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, Verb]) -> None:
+    """Give a command its verbs; the one that was chosen is `args.verb`."""
+    known = parser.add_subparsers(
+        dest="verb", required=True, metavar="VERB", help=f"one of {', '.join(verbs)}", parser_class=type(parser)
+    )
+    for name, verb in verbs.items():
+        one = known.add_parser(
+            name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            epilog=f"example:\n  {verb.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        verb.add_options(one)
 
 
 def number(text: str) -> float:

@@ -35,8 +35,7 @@ from kvscope.commands import (
     tune,
 )
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, RunStopped, UsageError
-from kvscope.narration import Narration, drop_stdout, print_data
-from kvscope.units import printable
+from kvscope.narration import Narration, drop_stdout, narrate, print_data
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,12 +122,6 @@ def _welcome() -> int:
     except KVScopeError as error:
         narrate(f"error: {error}")
         return error.exit_code
-
-
-def narrate(text: str) -> None:
-    """One line to stderr."""
-    sys.stderr.write(f"kvscope: {printable(text)}\n")
-    sys.stderr.flush()
 
 
 def run_command(args: argparse.Namespace) -> int:

@@ -60,13 +60,18 @@ def _value(action: argparse.Action) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check say whether it is up to date."""
+    return write_or_check(arguments, page(), "kvscope.cli_docs")
+
+
+def write_or_check(arguments: list[str], text: str, module: str) -> int:
+    """Write a generated page, or with --check say whether the one that is there is this; returns the exit code."""
     path = Path(arguments[-1])
     if "--check" not in arguments:
-        path.write_text(page(), encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
         return 0
-    if path.is_file() and path.read_text(encoding="utf-8") == page():
+    if path.is_file() and path.read_text(encoding="utf-8") == text:
         return 0
-    sys.stderr.write(f"{path}: not what the code says; run `python -m kvscope.cli_docs {path}`\n")
+    sys.stderr.write(f"{path}: not what the code says; run `python -m {module} {path}`\n")
     return 1
 
 

@@ -7,10 +7,13 @@ the start. A draft that cannot be kept to its budget has the schedule of the one
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.bundled import bundled_orders
+from heatkv.config import model_config
 from heatkv.errors import BudgetError, HeatKVError
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, no_pins, plan_within
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig
     from heatkv.orders import HeadOrders
     from heatkv.scales import ScaleSchedule
+    from kvscope.header import Header
+    from kvscope.job import Job
 
 FILLERS = ("heatkv", "full")
 """Policies that can fill in round pins."""
@@ -47,6 +52,21 @@ class Ground:
     @property
     def last_step(self) -> int:
         return self.config.num_layers * self.scales.num_scales - 1
+
+
+def ground_of(header: Header) -> Ground:
+    """What editing a run's schedule cannot change; with the head orders that its job names, or the model's own."""
+    # Deferred: reading a calibration takes h5py, which not every caller needs.
+    from kvscope.plan import load_orders
+
+    config = model_config(header.model)
+    path = orders_path(header.job) or bundled_orders(config)
+    return Ground(config, header.scales, header.bytes_per_token, None if path is None else load_orders(path, config))
+
+
+def orders_path(job: Job) -> Path | None:
+    """The file of head orders that a job names, if it is still there."""
+    return Path(job.orders) if job.orders is not None and Path(job.orders).exists() else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from heatkv.probe import Capture
 from kvscope.errors import UsageError
@@ -105,6 +106,19 @@ class Job:
         for text in (self.prompt, self.negative_prompt or ""):
             if any(0xD800 <= ord(character) <= 0xDFFF for character in text):  # bytes that were not UTF-8
                 raise UsageError(f"prompt {text!r} is not UTF-8 text")
+
+    def replayed(self, parent: Path, schedule: Path, mode: str) -> Job:
+        """This job of a parent trace again, under another schedule. Raises UsageError for an unknown mode."""
+        return dataclasses.replace(
+            self,
+            policy="schedule",
+            budget=None,
+            orders=None,
+            sink_scales=None,
+            schedule=str(schedule),
+            parent=str(parent),
+            mode=cast("Literal['free', 'forced']", mode),  # checked when the job is made
+        )
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return dataclasses.asdict(self)

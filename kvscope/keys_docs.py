@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from itertools import groupby
-from pathlib import Path
 
+from kvscope.cli_docs import write_or_check
 from kvscope.tui.actions import ACTIONS, Action, key_text
 from kvscope.tui.keymap import TAKEN
 from kvscope.tui.screens import SCREENS
@@ -47,14 +47,7 @@ def _taken() -> Iterator[str]:
 
 def main(arguments: list[str]) -> int:
     """Write the page, or with --check say whether it is up to date."""
-    path = Path(arguments[-1])
-    if "--check" not in arguments:
-        path.write_text(page(), encoding="utf-8")
-        return 0
-    if path.is_file() and path.read_text(encoding="utf-8") == page():
-        return 0
-    sys.stderr.write(f"{path}: not what the code says; run `python -m kvscope.keys_docs {path}`\n")
-    return 1
+    return write_or_check(arguments, page(), "kvscope.keys_docs")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 from typing import TextIO
 
 from kvscope.errors import OutputError
+from kvscope.units import printable
 
 
 class Narration(io.TextIOBase):
@@ -46,6 +47,12 @@ class Narration(io.TextIOBase):
             getattr(self._stream, method)(*arguments)
         except (OSError, ValueError):
             self._stream = None
+
+
+def narrate(text: str) -> None:
+    """One line to stderr."""
+    sys.stderr.write(f"kvscope: {printable(text)}\n")
+    sys.stderr.flush()
 
 
 def print_data(text: str) -> None:

@@ -115,6 +115,16 @@ class PlanFile:
             raise UsageError(f"{path}: its schedule is not the one that was reviewed; make the plan again")
         return plan
 
+    def schedule_beside(self, path: Path) -> Path:
+        """The schedule as a file of its own beside the plan's, written unless it is there already.
+
+        Raises OutputError if another file has its name.
+        """
+        schedule = path.with_suffix(".schedule.json")
+        if not (schedule.exists() and PruningSchedule.load(schedule) == self.schedule):
+            self.schedule.save(schedule)
+        return schedule
+
     def stale(self) -> list[str]:
         """What has changed since the plan was made, a line each; empty: nothing."""
         changes = []

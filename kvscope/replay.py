@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from heatkv.config import model_config
 from heatkv.errors import BudgetError
 from heatkv.policies.full import keep_everything
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.knapsack import KnapsackPolicy
 from heatkv.schedule import PruningSchedule, minimum_budget, own_steps
 from kvscope.advisor import mean_mass
-from kvscope.draft import Ground
+from kvscope.draft import Ground, ground_of
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.fidelity import Fidelity, Trial
@@ -118,7 +117,7 @@ def learnt(traces: Sequence[Path], pipeline: Pipeline, *, count: int, seed: int)
     for index, path in enumerate(traces):
         with Trace.open(path) as trace:
             mass = mean_mass([trace.attention_mass])
-            schedules = designed(ground_of(trace), mass, count=count, seed=seed + index)
+            schedules = designed(ground_of(trace.header), mass, count=count, seed=seed + index)
             trials += [_trial(index, one) for one in tried(trace, pipeline, schedules)]
     return Fidelity.learnt(model, sizes, trials)
 
@@ -138,24 +137,6 @@ def kind_of(traces: Sequence[Path]) -> tuple[str, tuple[tuple[int, int], ...]]:
     if not kinds:
         raise UsageError("no trace to learn from; give at least two")
     return kinds[0]
-
-
-def ground_of(trace: Trace) -> Ground:
-    """What editing a recorded run's schedule cannot change; with the orders that its job names, or the model's own."""
-    header = trace.header
-    config = model_config(header.model)
-    return Ground(config, header.scales, header.bytes_per_token, orders_of(header.job))
-
-
-def orders_of(job: Job) -> Any:  # Any: HeadOrders or None; the type is known only where they are
-    """The head orders that a job plans with, else those that come with its model; None: there are none."""
-    # Deferred: reading a calibration takes h5py, which not every caller needs.
-    from heatkv.bundled import bundled_orders
-    from kvscope.plan import load_orders
-
-    config = model_config(job.model)
-    path = Path(job.orders) if job.orders is not None and Path(job.orders).exists() else bundled_orders(config)
-    return None if path is None else load_orders(path, config)
 
 
 def designed(ground: Ground, mass: NDArray[np.float64], *, count: int, seed: int) -> list[PruningSchedule]:

@@ -58,7 +58,8 @@ class HeatKVPolicy:
         removed = removed_counts(feasible, scales, sinks, num_slots=config.num_layers * config.num_heads)
         drop_step, rank = _drops_at_scale_end(self.orders, config, scales, sinks, removed)
         limit = budget_tokens(feasible, config, scales)
-        _activate_early(drop_step, rank, scales, limit)
+        activate_early(drop_step, rank, scales, limit)
+        assert tokens_held(drop_step, scales).max() <= limit, "the end of a scale fits, so every step of it can"
         return PruningSchedule(drop_step, config.name, scales, sinks, self.name, budget, self._provenance())
 
     def _provenance(self) -> dict[str, str | int]:
@@ -106,23 +107,31 @@ def _drops_at_scale_end(
     return drop_step, rank
 
 
-def _activate_early(drop_step: NDArray[np.int16], rank: NDArray[np.int64], scales: ScaleSchedule, limit: int) -> None:
-    """Lower drop_step in place until no step holds more than `limit` tokens over all layers and heads.
+def activate_early(
+    drop_step: NDArray[np.int16],
+    rank: NDArray[np.int64],
+    scales: ScaleSchedule,
+    limit: int,
+    *,
+    free: NDArray[np.bool_] | None = None,
+) -> None:
+    """Lower drop_step in place where steps hold more than `limit` tokens over all layers and heads.
 
     At a step over the limit, head-scales that leave in later layers of the same scale go at once: last layer
     first, then the largest source scale, then the least needed. That order does not depend on the step, so what
-    has gone by any layer is a prefix of one list, and running totals of its tokens tell how long a prefix.
+    has gone by any layer is a prefix of one list, and running totals of its tokens tell how long a prefix. Where the
+    end of every scale fits, every step of it then does. `free`: what may be lowered; None: everything.
     """
     num_layers, tokens = len(drop_step), np.array(scales.tokens)
     excess = tokens_held(drop_step, scales).reshape(-1, num_layers) - limit
     for scale in np.flatnonzero((excess[:-1] > 0).any(axis=1)):
-        layer, head, source_scale = np.nonzero(drop_step[:, :, :scale] // num_layers == scale)
+        leaving = drop_step[:, :, :scale] // num_layers == scale
+        layer, head, source_scale = np.nonzero(leaving if free is None else leaving & free[:, :, :scale])
         queue = np.lexsort((rank[layer, head, source_scale], -source_scale, -layer))
         layer, head, source_scale = layer[queue], head[queue], source_scale[queue]
         freed = np.cumsum(tokens[source_scale])
         needed = np.where(excess[scale] > 0, np.searchsorted(freed, excess[scale]) + 1, 0)
         gone_by_layer = np.maximum.accumulate(needed)
         drop_layer = np.searchsorted(gone_by_layer, np.arange(len(queue)), side="right")
-        early = drop_layer < num_layers
-        assert (drop_layer[early] < layer[early]).all(), "the end of a scale fits, so every step of it can"
+        early = drop_layer < layer
         drop_step[layer[early], head[early], source_scale[early]] = scale * num_layers + drop_layer[early]

@@ -12,6 +12,7 @@ import numpy as np
 
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.policies.full import keep_everything
+from heatkv.policies.heatkv import HeatKVPolicy, activate_early
 from heatkv.schedule import budget_tokens, full_history_tokens, own_steps, tokens_held
 
 if TYPE_CHECKING:
@@ -61,6 +62,9 @@ def plan_within(
     Raises BudgetError, with the minimum and the place that needs it, if the pins and sinks alone exceed the budget.
     """
     check_pins(pins, config, scales, sink_scales)
+    if not (pins != FREE).any():
+        unpinned = HeatKVPolicy(orders).plan(config, scales, budget=budget, sink_scales=sink_scales)
+        return unpinned.drop_step.copy()
     limit = budget_tokens(budget, config, scales)
     drop_step, free = _pinned_only(pins, config, scales, sink_scales)
     check_feasible(drop_step, free, scales, limit, budget)
@@ -69,7 +73,7 @@ def plan_within(
     layer = np.broadcast_to(np.arange(config.num_layers)[:, None, None], drop_step.shape)
     going = free & (leaves_at < scales.num_scales)
     drop_step[going] = leaves_at[going] * config.num_layers + layer[going]
-    _lower_within_scales(drop_step, free, rank, scales, limit)
+    activate_early(drop_step, rank, scales, limit, free=free)
     _free_where_pins_need_room(drop_step, free, rank, scales, limit)
     return drop_step
 
@@ -139,32 +143,6 @@ def _leaving_scales(
     source = np.broadcast_to(np.arange(scales.num_scales), free.shape)
     leaves_at[late] = source[late]
     return leaves_at
-
-
-def _lower_within_scales(
-    drop_step: NDArray[np.int16],
-    free: NDArray[np.bool_],
-    rank: NDArray[np.int64],
-    scales: ScaleSchedule,
-    limit: int,
-) -> None:
-    """Lower drop_step in place until no step holds more than `limit`: what leaves late in a scale goes early in it."""
-    num_layers, tokens = len(drop_step), np.array(scales.tokens)
-    for scale in range(1, scales.num_scales - 1):
-        begin = scale * num_layers
-        excess = tokens_held(drop_step, scales)[begin : begin + num_layers] - limit
-        if not (excess > 0).any():
-            continue
-        leaving = free[:, :, :scale] & (drop_step[:, :, :scale] // num_layers == scale)
-        layer, head, source = np.nonzero(leaving)
-        queue = np.lexsort((rank[layer, head, source], -source, -layer))
-        layer, head, source = layer[queue], head[queue], source[queue]
-        freed = np.cumsum(tokens[source])
-        needed = np.where(excess > 0, np.searchsorted(freed, excess) + 1, 0)
-        gone_by_layer = np.maximum.accumulate(needed)
-        drop_layer = np.searchsorted(gone_by_layer, np.arange(len(queue)), side="right")
-        early = drop_layer < layer
-        drop_step[layer[early], head[early], source[early]] = begin + drop_layer[early]
 
 
 def _free_where_pins_need_room(

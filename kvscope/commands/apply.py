@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.commands import replay
-from kvscope.errors import UsageError
-from kvscope.narration import print_data
+from kvscope.narration import narrate, print_data
 
 if TYPE_CHECKING:
     from kvscope.planfile import PlanFile
@@ -34,25 +32,25 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         return _check(args, plan)
     plan.check()
-    replay._say(f"plan {args.plan}: {plan.changed_head_scales:,} head-scales change")
+    narrate(f"plan {args.plan}: {plan.changed_head_scales:,} head-scales change")
     for line in plan_text(plan).splitlines():
-        replay._say(line)
+        narrate(line)
     return _applied(args, plan)
 
 
 def _applied(args: argparse.Namespace, plan: PlanFile) -> int:
-    with tempfile.TemporaryDirectory(prefix="kvscope-") as folder:
-        schedule = plan.schedule.save(Path(folder) / "schedule.json")
-        job = replay.replayed_job(plan.job, Path(plan.parent), schedule, args.mode)
-        return replay.run_and_tell(args, job, Path(plan.parent), plan.schedule.content_hash)
+    # Beside the plan, not in a temporary place: the trace's job names it, and can be repeated.
+    schedule = plan.schedule_beside(args.plan)
+    parent = Path(plan.parent)
+    job = plan.job.replayed(parent, schedule, args.mode)
+    return replay.run_and_tell(args, job, parent, plan.schedule.content_hash)
 
 
 def _check(args: argparse.Namespace, plan: PlanFile) -> int:
-    stale = plan.stale()
     if args.json:
+        stale = plan.stale()
         print_data(json.dumps({"stale": bool(stale), "changed": stale}, indent=2))
-    elif not stale:
+    plan.check()
+    if not args.json:
         print_data("not stale: trace, orders and model are those that the plan was made from")
-    if stale:
-        raise UsageError(f"the plan is stale: {'; '.join(stale)}; review the change anew and save another plan")
     return 0

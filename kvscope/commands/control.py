@@ -6,12 +6,11 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvscope import options
+from kvscope.arguments import Verb, add_verbs
 from kvscope.narration import print_data
 from kvscope.units import printable, scales_text
 
@@ -25,29 +24,8 @@ TARGET_HELP = "a live trace, the number of its process, or a socket (default: th
 _JOB_FILES = ("weights", "orders", "schedule", "parent")
 
 
-@dataclass(frozen=True, slots=True)
-class Verb:
-    """One row of VERBS."""
-
-    run: Callable[[argparse.Namespace], int]
-    add_options: Callable[[argparse.ArgumentParser], None]
-    help: str
-    example: str
-
-
 def add_options(parser: argparse.ArgumentParser) -> None:
-    verbs = parser.add_subparsers(
-        dest="verb", required=True, metavar="VERB", help=f"one of {', '.join(VERBS)}", parser_class=type(parser)
-    )
-    for name, verb in VERBS.items():
-        one = verbs.add_parser(
-            name,
-            help=verb.help,
-            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
-            epilog=f"example:\n  {verb.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        verb.add_options(one)
+    add_verbs(parser, VERBS)
 
 
 def run(args: argparse.Namespace) -> int:

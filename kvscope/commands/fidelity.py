@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.arguments import whole
 from kvscope.errors import UsageError
-from kvscope.narration import print_data
-from kvscope.units import fraction_text, printable
+from kvscope.narration import narrate, print_data
+from kvscope.units import fraction_text
 
 if TYPE_CHECKING:
     from kvscope.fidelity import Fidelity
@@ -49,13 +48,13 @@ def run(args: argparse.Namespace) -> int:
     kind_of(args.traces)
     with Trace.open(args.traces[0]) as first:
         job = first.header.job
-    pipeline = load_pipeline(job, model_config(job.model), _say, threads=args.threads)
+    pipeline = load_pipeline(job, model_config(job.model), narrate, threads=args.threads)
     found = learnt(args.traces, pipeline, count=args.schedules, seed=args.seed)
     found.save(args.output, overwrite=args.overwrite)
-    _say(f"written to {args.output}")
+    narrate(f"written to {args.output}")
     if args.picture is not None:
         write_new(args.picture, scatter_svg(found).encode(), overwrite=args.overwrite)
-        _say(f"picture written to {args.picture}")
+        narrate(f"picture written to {args.picture}")
     print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else fidelity_text(found))
     return 0
 
@@ -75,7 +74,3 @@ def fidelity_text(found: Fidelity) -> str:
             f"meant to hold 80 % of prompts left out, holds {fraction_text(found.coverage(measure), absent='unknown')}"
         )
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"kvscope: {printable(text)}\n")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvscope.errors import UsageError
-from kvscope.narration import print_data
+from kvscope.narration import narrate, print_data
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def save_official(args: argparse.Namespace, schedule: PruningSchedule) -> None:
     scales = schedule.scales
     size = "" if scales.resolution == "native" else f" --resolution {scales.resolution} --aspect {scales.aspect:g}"
     again = f"--model {schedule.model}{size} --orders {path} --sink-scales {schedule.sink_scales} --budget {budget!r}"
-    _say(f"orders written to {path}; `kvscope plan {again}` gives the same schedule")
+    narrate(f"orders written to {path}; `kvscope plan {again}` gives the same schedule")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,14 +93,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
-    from kvscope.errors import KVScopeError
-
     draft = history.draft
     if draft.problem is None:
         save_official(args, draft.schedule)
     if args.output is not None and draft.problem is None:
         draft.schedule.save(args.output, overwrite=args.overwrite)
-        _say(f"schedule written to {args.output}")
+        narrate(f"schedule written to {args.output}")
     plan = None
     if start.trace is not None and draft.problem is None:
         plan = _plan_file(args, start.trace, history)
@@ -110,14 +107,13 @@ def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
             why = draft.problem.text if draft.problem else "a plan changes a recorded run; give --from TRACE"
             raise UsageError(f"no plan to save: {why}")
         plan.save(args.save_plan, overwrite=args.overwrite)
-        _say(f"plan written to {args.save_plan}; `kvscope apply {args.save_plan}` runs it")
+        narrate(f"plan written to {args.save_plan}; `kvscope apply {args.save_plan}` runs it")
     if args.json:
         print_data(json.dumps(_record(draft, plan), indent=2, allow_nan=False))
     else:
         print_data(plan_text(plan) if plan is not None else draft_text(draft))
     if draft.problem is not None:
-        error: KVScopeError = UsageError(f"the edits leave a problem: {draft.problem.text}")
-        raise error
+        raise UsageError(f"the edits leave a problem: {draft.problem.text}")
     return 0
 
 
@@ -132,15 +128,14 @@ def _script(path: Path | None) -> list[str]:
 
 def _start(args: argparse.Namespace) -> _Start:
     from heatkv.schedule import PruningSchedule
-    from kvscope.draft import Draft
-    from kvscope.replay import ground_of
+    from kvscope.draft import Draft, ground_of
     from kvscope.trace import Trace
 
     if args.start.suffix == ".json":
         schedule = PruningSchedule.load(args.start)
         return _Start(Draft.of(schedule, _ground(schedule, args)), None)
     trace = Trace.open(args.start)
-    ground = ground_of(trace)
+    ground = ground_of(trace.header)
     if args.orders is not None:
         ground = replace(ground, orders=_orders(args.orders, ground))
     return _Start(Draft.of(trace.schedule, ground), trace)
@@ -251,7 +246,3 @@ def _record(draft: Draft, plan: PlanFile | None) -> dict[str, Any]:  # Any: JSON
         facts = plan.to_json()
         record |= {name: facts[name] for name in ("before", "after", "changed_head_scales", "unknown_cells", "edits")}
     return record
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"kvscope: {printable(text)}\n")

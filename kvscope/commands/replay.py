@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.arguments import whole
-from kvscope.errors import OutputError, UsageError
-from kvscope.narration import print_data
+from kvscope.errors import OutputError
+from kvscope.narration import narrate, print_data
 from kvscope.units import bytes_text, fraction_text, printable
 
 if TYPE_CHECKING:
@@ -46,24 +44,8 @@ def run(args: argparse.Namespace) -> int:
 
     schedule = PruningSchedule.load(args.schedule)
     with Trace.open(args.trace) as parent:
-        job = replayed_job(parent.header.job, args.trace, args.schedule, args.mode)
+        job = parent.header.job.replayed(args.trace, args.schedule, args.mode)
     return run_and_tell(args, job, args.trace, schedule.content_hash)
-
-
-def replayed_job(job: Job, parent: Path, schedule: Path, mode: str) -> Job:
-    """The parent's job under another schedule. Raises UsageError for an unknown mode."""
-    if mode not in MODES:
-        raise UsageError(f"--mode {mode}; expected one of {', '.join(MODES)}")
-    return replace(
-        job,
-        policy="schedule",
-        budget=None,
-        orders=None,
-        sink_scales=None,
-        schedule=str(schedule),
-        parent=str(parent),
-        mode=mode,  # type: ignore[arg-type]  # one of MODES
-    )
 
 
 def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha256: str) -> int:
@@ -75,7 +57,7 @@ def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha2
     from kvscope.trace import Trace
 
     out = args.output or options.default_output(job.model, f"{job.mode}-replay")
-    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=_say, progress=ProgressProbe())
+    made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=ProgressProbe())
     problem = made.problem()
     if problem is not None:
         raise OutputError(problem)
@@ -106,8 +88,3 @@ def after_text(found: After) -> str:
             f"attention error forced, by layer  {layers}",
         ]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"kvscope: {printable(text)}\n")
-    sys.stderr.flush()

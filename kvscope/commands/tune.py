@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from kvscope.arguments import number, whole
 from kvscope.errors import UsageError
-from kvscope.narration import print_data
-from kvscope.units import bytes_text, fraction_text, parse_bytes, printable
+from kvscope.narration import narrate, print_data
+from kvscope.units import bytes_text, fraction_text, parse_bytes
 
 if TYPE_CHECKING:
     from kvscope.advisor import Advice, Candidate, Evidence
@@ -61,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         advice = advisor.advice(_verified(args, traces, found), by_bytes=by_bytes)
     if args.output is not None:
         advice.chosen.schedule.save(args.output, overwrite=args.overwrite)
-        sys.stderr.write(f"kvscope: schedule written to {printable(str(args.output))}\n")
+        narrate(f"schedule written to {args.output}")
     print_data(json.dumps(advice.to_json(), indent=2, allow_nan=False) if args.json else advice_text(advice))
     return 0
 
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 def advice_text(advice: Advice) -> str:
     """What was tried as a table, the front marked, then the choice and the reasons."""
     front = {one.schedule.content_hash for one in advice.front}
-    titles = ["", "plan", "peak", "lost (est.)", "KL (forced)", "flips (forced)"]
+    titles = ["", "plan", "peak (est.)", "lost (est.)", "KL (forced)", "flips (forced)"]
     cells = (_cells(one, chosen=one is advice.chosen, front=one.schedule.content_hash in front) for one in advice.tried)
     rows = [titles, *cells]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -98,7 +97,8 @@ def _bytes(text: str) -> int:
 def _evidence(traces: Sequence[Trace], calibration: Path | None) -> Evidence:
     from kvscope.advisor import Evidence, mean_mass
     from kvscope.calibration import Calibration
-    from kvscope.replay import check_full, ground_of
+    from kvscope.draft import ground_of
+    from kvscope.replay import check_full
 
     for trace in traces:
         check_full(trace)
@@ -109,7 +109,7 @@ def _evidence(traces: Sequence[Trace], calibration: Path | None) -> Evidence:
         if calibration is None
         else list(Calibration.load(calibration).attention_mass)
     )
-    return Evidence(ground_of(traces[0]), mean_mass(masses), tuple(traces))
+    return Evidence(ground_of(traces[0].header), mean_mass(masses), tuple(traces))
 
 
 def _verified(args: argparse.Namespace, traces: Sequence[Trace], found: list[Candidate]) -> list[Candidate]:
@@ -126,14 +126,10 @@ def _verified(args: argparse.Namespace, traces: Sequence[Trace], found: list[Can
     first = traces[0].header.job
     best = {id(one) for one in (*found[:count], *(one for one in found if one.name == "heatkv"))}
     chosen = [one for one in found if id(one) in best]
-    pipeline = load_pipeline(first, model_config(first.model), _narrate, threads=args.threads)
+    pipeline = load_pipeline(first, model_config(first.model), narrate, threads=args.threads)
     measured = [list(tried(trace, pipeline, [one.schedule for one in chosen])) for trace in traces]
     by_id = {
         id(one): verified(one, [runs[index].kl for runs in measured], [runs[index].flips for runs in measured])
         for index, one in enumerate(chosen)
     }
     return [by_id.get(id(one), one) for one in found]
-
-
-def _narrate(text: str) -> None:
-    sys.stderr.write(f"kvscope: {printable(text)}\n")

@@ -97,6 +97,15 @@ def live_sockets() -> list[Path]:
     return found
 
 
+def socket_of(pid: int) -> str | None:
+    """The socket of one process, by its name alone; None: there is none."""
+    for folder in folders() if SUPPORTED else []:
+        found = next((path for path in folder.glob(f"{pid}-*{_SUFFIX}")), None)
+        if found is not None:
+            return str(found)
+    return None
+
+
 def connect(path: str, timeout_s: float) -> socket.socket:
     """A connection to the process behind a socket. Raises ControlError unless it listens and is this user's."""
     if not SUPPORTED:

@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
 from textual.app import App, SystemCommand
 from textual.filter import LineFilter
 from textual.screen import Screen
@@ -23,7 +22,7 @@ from kvscope.errors import KVScopeError, NoTerminalError
 from kvscope.recent import recent, remember
 from kvscope.tui import goto
 from kvscope.tui.actions import actions_of, bindings, keys_shown
-from kvscope.tui.cursor import Axis, Cursor, Shape
+from kvscope.tui.cursor import Axis, Cursor, first_cursor, shape_of
 from kvscope.tui.feed import FASTEST_S, REMOTE_S, Feed, Launched, Snapshot
 from kvscope.tui.keymap import read_keymap
 from kvscope.tui.listing import Listing, start_demo
@@ -153,20 +152,23 @@ class KVScopeApp(App[None]):
         self._end_editing()
         self._stop_playing()
         self._newest = None
-        fresh = View(self._view.ink, name=path.name, screen=self._view.screen, metric=self._view.metric)
-        kept = self._view
+        kept, name = self._view, str(path.absolute())
         self._show(
-            replace(
-                fresh,
+            View(
+                kept.ink,
+                name=path.name,
+                screen=kept.screen,
+                metric=kept.metric,
                 other=kept.other,
+                other_refused=kept.other_refused,
                 folder=kept.folder,
                 runs=kept.runs,
-                recent=kept.recent,
+                recent=(name, *(one for one in kept.recent if one != name)),
                 choices=kept.choices,
                 keymap=kept.keymap,
             )
         )
-        self._feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s)
+        self._feed = Feed(path, self.post_message, launched=launched, fastest_s=self._fastest_s, opened=self._remember)
         self._feed.start()
 
     def open_other(self, path: Path, *, launched: Launched | None = None) -> None:
@@ -215,10 +217,12 @@ class KVScopeApp(App[None]):
             self._show(replace(self._view, attention=message.attention))
 
     def on_run_said(self, message: RunSaid) -> None:
-        if message.feed is self._feed:
+        if message.feed is self._other_feed:
+            self._show(replace(self._view, applied_said=message.lines))
+        elif message.feed is self._feed:
             self._show(replace(self._view, said=message.lines))
-            if message.pid is not None:
-                self._remote.find(message.pid)
+            if message.socket is not None:
+                self._remote.listen(message.socket)
 
     def on_run_told(self, message: RunTold) -> None:
         self._show(replace(self._view, link=message.link))
@@ -648,7 +652,7 @@ class KVScopeApp(App[None]):
             self.misplaced = self._place.problem(shape)
             if self.misplaced is not None:
                 self.say(self.misplaced, bad=True)
-            cursor = self._place.of(_first_cursor(snapshot), shape)
+            cursor = self._place.of(first_cursor(snapshot), shape)
             view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
             self._remote.follow(snapshot)
             self._begin_editing(snapshot)
@@ -724,31 +728,3 @@ def run_app(
         kept = f"{len(app.view.edit.edits)} edits are kept in {app.view.edit.journal}; --edit goes on with them"
         sys.stderr.write(f"kvscope: {printable(kept)}\n")
     return app.return_code or 0
-
-
-def _first(name: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    return (name, *(other for other in names if other != name))
-
-
-def shape_of(snapshot: Snapshot) -> Shape:
-    """How far the cursor goes in what a trace holds so far."""
-    schedule = snapshot.schedule
-    return Shape(max(1, snapshot.scales_done), schedule.num_layers, schedule.num_heads, schedule.scales.num_scales)
-
-
-def _first_cursor(snapshot: Snapshot) -> Cursor:
-    """The newest query scale, the first source scale that can be dropped, and the head that attends to it most."""
-    shape = shape_of(snapshot)
-    source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
-    layer, head = _most_attending(snapshot, shape.query_scale - 1, source)
-    return Cursor(shape.query_scale - 1, layer, head, source)
-
-
-def _most_attending(snapshot: Snapshot, query_scale: int, source_scale: int) -> tuple[int, int]:
-    """The layer and head that attend most to a source scale, of those that read it; the first, where none does."""
-    if query_scale >= snapshot.scales_done:
-        return 0, 0
-    reads = snapshot.read_tokens[query_scale, :, :, source_scale] > 0
-    mass = np.where(reads, np.nan_to_num(snapshot.attention_mass[query_scale, :, :, source_scale]), -1.0)
-    layer, head = divmod(int(mass.argmax()), mass.shape[1])
-    return layer, head

@@ -19,12 +19,11 @@ import numpy as np
 from textual.message import Message
 
 from heatkv.errors import HeatKVError
-from heatkv.schedule import PruningSchedule
 from kvscope.control.client import ask
+from kvscope.draft import orders_path
 from kvscope.errors import KVScopeError
 from kvscope.live import Launched
 from kvscope.planfile import PlanFile, plan_file
-from kvscope.tui.editing import orders_path
 
 if TYPE_CHECKING:
     from kvscope.after import After
@@ -277,9 +276,7 @@ def _submitted(snapshot: Snapshot, one: Applied) -> Applied:
     if socket is None:
         return replace(one, refused="the run's trace names no socket, so no process waits for a plan")
     plan = PlanFile.load(Path(one.plan))
-    schedule = Path(one.plan).with_suffix(".schedule.json").absolute()
-    if not (schedule.exists() and PruningSchedule.load(schedule).content_hash == plan.schedule.content_hash):
-        plan.schedule.save(schedule)
+    schedule = plan.schedule_beside(Path(one.plan))
     answer = ask(socket, "submit", job=_job(plan, schedule, one.mode).to_json(), trace=str(one.path))
     reason = getattr(answer.reply, "reason", None)
     where = f"process {answer.welcome.pid}, which recorded the parent"
@@ -291,17 +288,9 @@ def _submitted(snapshot: Snapshot, one: Applied) -> Applied:
 def _job(plan: PlanFile, schedule: Path, mode: Mode) -> Job:
     """The parent's job under the plan's schedule, with paths that mean the same in another folder."""
     weights = plan.job.weights
-    return replace(
-        plan.job,
-        policy="schedule",
-        budget=None,
-        orders=None,
-        sink_scales=None,
-        schedule=str(schedule),
-        parent=os.path.abspath(plan.parent),  # noqa: PTH100 - a link stays a link
-        mode=mode,
-        weights=None if weights is None else os.path.abspath(weights),  # noqa: PTH100
-    )
+    parent = Path(os.path.abspath(plan.parent))  # noqa: PTH100 - a link stays a link
+    job = plan.job.replayed(parent, schedule.absolute(), mode)
+    return replace(job, weights=None if weights is None else os.path.abspath(weights))  # noqa: PTH100
 
 
 def _differing(wanted: EditState, snapshot: Snapshot) -> int:

@@ -1,9 +1,14 @@
-"""Cursor: the one place that every screen looks at, and how it moves."""
+"""Cursor: the one place that every screen looks at, where it begins, and how it moves."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from kvscope.tui.feed import Snapshot
 
 Axis = Literal["query_scale", "layer", "head", "source_scale"]
 AXES: tuple[Axis, ...] = get_args(Axis)
@@ -59,3 +64,27 @@ class Cursor:
 
 LAST = 1 << 30
 """The index that means an axis' end."""
+
+
+def shape_of(snapshot: Snapshot) -> Shape:
+    """How far the cursor goes in what a trace holds so far."""
+    schedule = snapshot.schedule
+    return Shape(max(1, snapshot.scales_done), schedule.num_layers, schedule.num_heads, schedule.scales.num_scales)
+
+
+def first_cursor(snapshot: Snapshot) -> Cursor:
+    """The newest query scale, the first source scale that can be dropped, and the head that attends to it most."""
+    shape = shape_of(snapshot)
+    source = min(snapshot.schedule.sink_scales, shape.source_scale - 1)
+    layer, head = _most_attending(snapshot, shape.query_scale - 1, source)
+    return Cursor(shape.query_scale - 1, layer, head, source)
+
+
+def _most_attending(snapshot: Snapshot, query_scale: int, source_scale: int) -> tuple[int, int]:
+    """The layer and head that attend most to a source scale, of those that read it; the first, where none does."""
+    if query_scale >= snapshot.scales_done:
+        return 0, 0
+    reads = snapshot.read_tokens[query_scale, :, :, source_scale] > 0
+    mass = np.where(reads, np.nan_to_num(snapshot.attention_mass[query_scale, :, :, source_scale]), -1.0)
+    layer, head = divmod(int(mass.argmax()), mass.shape[1])
+    return layer, head

@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from textual.message import Message
 
-from heatkv.bundled import bundled_orders
-from heatkv.config import model_config
 from heatkv.errors import HeatKVError
-from kvscope.draft import Draft, Ground
+from kvscope.draft import Draft, ground_of
 from kvscope.edits import Target
 from kvscope.errors import KVScopeError, UsageError
 from kvscope.estimate import Estimate, estimate
@@ -29,10 +27,7 @@ from kvscope.planfile import Totals, totals
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from heatkv.orders import HeadOrders
     from heatkv.schedule import PruningSchedule
-    from kvscope.header import Header
-    from kvscope.job import Job
     from kvscope.tui.cursor import Cursor
     from kvscope.tui.feed import Feed, Snapshot
 
@@ -243,17 +238,6 @@ def nudged(draft: Draft, by: int) -> str:
     return f"budget {max(1, min(most, now + by))}t"
 
 
-def ground_of(header: Header) -> Ground:
-    """What editing a run's schedule cannot change; with the head orders that its job names, or the model's own."""
-    config = model_config(header.model)
-    return Ground(config, header.scales, header.bytes_per_token, _orders_of(header.job))
-
-
-def orders_path(job: Job) -> Path | None:
-    """The file of head orders that a job names, if it is still there."""
-    return Path(job.orders) if job.orders is not None and Path(job.orders).exists() else None
-
-
 def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
     """What predicts errors of a run that kept everything: the file that was named, else one beside the trace that fits.
 
@@ -280,16 +264,6 @@ def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
 
 def _kept_everything(snapshot: Snapshot) -> bool:
     return snapshot.schedule.resident_scales >= snapshot.schedule.scales.num_scales - 1
-
-
-def _orders_of(job: Job) -> HeadOrders | None:
-    path = orders_path(job) or bundled_orders(model_config(job.model))
-    if path is None:
-        return None
-    # Deferred: reading a calibration takes h5py, which a viewer without --edit has loaded in another thread.
-    from kvscope.plan import load_orders
-
-    return load_orders(path, model_config(job.model))
 
 
 def _words(line: str, before: History, after: History) -> str:

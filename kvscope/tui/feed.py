@@ -170,14 +170,15 @@ class Feed:
 
     def _wait_for_trace(self) -> None:
         """Post what the run says until its trace is there. Raises KVScopeError if it ends without one."""
-        said: tuple[str, ...] = ()
+        told: tuple[tuple[str, ...], str | None] = ((), None)
         while self._launched is not None and not self.path.exists():
             ended = self._launched.poll()
-            # Told again though nothing new was said: by then its control socket may be there.
-            said = self._launched.said()
-            self._tell(RunSaid(self, said, self._launched.pid))
+            now = self._launched.said(), told[1] or _socket_of(self._launched.pid)
+            if now != told:
+                told = now
+                self._tell(RunSaid(self, *now))
             if ended is not None and not self.path.exists():
-                raise KVScopeError(said[-1] if said else f"the run ended with code {ended} before its first step")
+                raise KVScopeError(now[0][-1] if now[0] else f"the run ended with code {ended} before its first step")
             if self._pause(self._fastest_s):
                 return
 
@@ -233,6 +234,14 @@ class Feed:
     def _tell(self, message: Message) -> None:
         if not self._stopping:
             self._post(message)
+
+
+def _socket_of(pid: int) -> str | None:
+    """Where a process listens for requests; None: nowhere yet."""
+    # Deferred: only a run that was started with the viewer is looked for.
+    from kvscope.control.places import socket_of
+
+    return socket_of(pid)
 
 
 def _ledger(trace: Trace) -> Ledger:

@@ -29,10 +29,11 @@ class Place:
         return cursor
 
     def problem(self, shape: Shape) -> str | None:
-        """Why there is no such cell; None: there is one."""
+        """Why there is no such cell; None: there is one. Query scales are those that are done."""
         for axis, index in self.axes:
             if index >= getattr(shape, axis):
-                return f"{axis.replace('_', ' ')} {index}: they go from 0 to {getattr(shape, axis) - 1}"
+                far = " so far" if axis == "query_scale" and shape.query_scale < shape.source_scale else ""
+                return f"{axis.replace('_', ' ')} {index}: they go from 0 to {getattr(shape, axis) - 1}{far}"
         return None
 
 

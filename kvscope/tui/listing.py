@@ -5,11 +5,7 @@ A folder is read once; after that only files that changed are opened, as long as
 
 from __future__ import annotations
 
-import os
 import secrets
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.errors import TraceError
+from kvscope.live import Launched
 from kvscope.tui.messages import RunsListed
 
 if TYPE_CHECKING:
@@ -34,7 +31,6 @@ _CHEAP_S = 0.5
 _TELL_S = 0.5
 """The time between two posts of a list that grows."""
 _JOIN_S = 0.8
-_MOST_SAID = 1 << 16
 
 _MAY_CHANGE = ("live", "crashed")
 """Whether a live run has crashed is told by the time that its file does not change, so these are always opened."""
@@ -151,52 +147,10 @@ class Listing:
             self._post(RunsListed(runs, words))
 
 
-class Demo:
-    """A demo run in a process of its own, which goes on when the viewer ends."""
-
-    def __init__(self, folder: Path) -> None:
-        name = f"demo-heatkv-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5"
-        self.path = folder / name
-        """The trace that it writes; it need not be there yet."""
-        self._spoken = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the run may speak
-        self._lines: tuple[str, ...] = ()
-        self._run = subprocess.Popen(
-            [sys.executable, "-m", "kvscope", "demo", "--json", "--output", str(self.path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self._spoken,
-            start_new_session=True,  # the screen's Ctrl-C is not the run's
-        )
-
-    @property
-    def pid(self) -> int:
-        return self._run.pid
-
-    def said(self) -> tuple[str, ...]:
-        """Its lines so far."""
-        if not self._spoken.closed:
-            # pread: the run writes at the file's own offset.
-            text = os.pread(self._spoken.fileno(), _MOST_SAID, 0).decode("utf-8", "replace")
-            self._lines = tuple(line.removeprefix("kvscope: ") for line in text.splitlines() if line.strip())
-        return self._lines
-
-    def poll(self) -> int | None:
-        """Its exit code; None: it runs."""
-        code = self._run.poll()
-        if code is not None:
-            self.said()
-            self._spoken.close()
-        return code
-
-    def wait(self) -> int:
-        """Its exit code, once it has ended."""
-        self._run.wait()
-        return self.poll() or 0
-
-
-def start_demo(folder: Path) -> Demo:
-    """Record a demo run in this folder, as `kvscope demo` does."""
-    return Demo(folder)
+def start_demo(folder: Path) -> Launched:
+    """Record a demo run in this folder, as `kvscope demo` does, in a process that goes on when the viewer ends."""
+    path = folder / f"demo-heatkv-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5"
+    return Launched(["demo", "--json", "--output", str(path)], path)
 
 
 def _stamp(path: Path) -> _Stamp | None:

@@ -57,10 +57,10 @@ class AttentionTaken(FeedMessage):
 
 
 class RunSaid(FeedMessage):
-    """What a run that has no trace yet has said so far."""
+    """What a run that has no trace yet has said so far, and where its control socket is; None: nowhere yet."""
 
-    def __init__(self, feed: Feed, lines: tuple[str, ...], pid: int | None = None) -> None:
-        self.lines, self.pid = lines, pid
+    def __init__(self, feed: Feed, lines: tuple[str, ...], socket: str | None = None) -> None:
+        self.lines, self.socket = lines, socket
         super().__init__(feed)
 
 

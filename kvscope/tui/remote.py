@@ -30,16 +30,10 @@ class Remote:
         self._run_id = ""
         self._link = Link(connected=False, state="")
 
-    def find(self, pid: int) -> None:
-        """Connect to a process that has no trace yet, once it listens."""
-        if self._client is not None:
-            return
-        # Deferred: only a live run has a socket.
-        from kvscope.control.places import live_sockets
-
-        for socket in live_sockets():
-            if socket.name.startswith(f"{pid}-"):
-                self._connect(str(socket), "")
+    def listen(self, socket: str) -> None:
+        """Connect to a process that has no trace yet."""
+        if self._client is None:
+            self._connect(socket, "")
 
     def follow(self, snapshot: Snapshot) -> None:
         """Connect to the run that writes this trace, if it lives and its trace names a socket."""

@@ -42,7 +42,7 @@ BENCHMARKS = {
     "run": Benchmark("whole generations at 0.06M: pruned, measured, recorded", 5),
     "generation": Benchmark("whole generations at 0.25M: pruned beside full", 7, on_cuda=True),
     "capture": Benchmark("measuring attention: time, memory, exactness; generations up to 0.25M", 16, on_cuda=True),
-    "recorder": Benchmark("recording a run: its cost, its rate, and how soon a reader sees it", 12),
+    "recorder": Benchmark("recording a run: its cost, its rate, and how soon a reader sees it", 6),
     "trace": Benchmark("opening a trace of 2 GB beside smaller ones, and one map of it", 1),
     "tuning": Benchmark("the advisor's schedules beside HeatKV's at equal bytes, on held-out prompts", 5),
     "tui": Benchmark("the viewer in a terminal: its start, and its frames", 4),

@@ -8,8 +8,8 @@ import pytest
 
 from heatkv.policies.full import FullPolicy
 from kvscope.advisor import Candidate, Evidence, advice, candidates, for_bytes, for_loss, mean_mass, pareto, verified
+from kvscope.draft import ground_of
 from kvscope.errors import UsageError
-from kvscope.replay import ground_of
 from kvscope.trace import Trace
 
 TRACE = Path(__file__).parents[2] / "traces" / "infinity-tiny-full.h5"
@@ -18,7 +18,7 @@ TRACE = Path(__file__).parents[2] / "traces" / "infinity-tiny-full.h5"
 @pytest.fixture(scope="module")
 def evidence() -> Iterator[Evidence]:
     with Trace.open(TRACE) as trace:
-        yield Evidence(ground_of(trace), mean_mass([trace.attention_mass]), (trace,))
+        yield Evidence(ground_of(trace.header), mean_mass([trace.attention_mass]), (trace,))
 
 
 def candidate(name: str, peak_bytes: int, lost: float, kl: float | None = None) -> Candidate:

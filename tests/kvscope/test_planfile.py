@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from kvscope.draft import Draft, edited
+from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import parse_edit
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.fidelity import Fidelity
 from kvscope.planfile import PlanFile, plan_file
-from kvscope.replay import ground_of
 from kvscope.trace import Trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -26,7 +25,7 @@ def parent(tmp_path: Path) -> Path:
 
 def plan(parent: Path, *lines: str, orders: Path | None = None, fidelity: Fidelity | None = None) -> PlanFile:
     with Trace.open(parent) as trace:
-        draft = Draft.of(trace.schedule, ground_of(trace))
+        draft = Draft.of(trace.schedule, ground_of(trace.header))
         for line in lines:
             edit = parse_edit(line)
             assert edit is not None

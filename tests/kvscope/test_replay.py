@@ -17,11 +17,11 @@ from heatkv.policies.knapsack import KnapsackPolicy
 from heatkv.probe import Capture, NullProbe, StepInfo
 from heatkv.schedule import PruningSchedule
 from kvscope.advisor import mean_mass
-from kvscope.draft import Draft, edited
+from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import Budget, Clear, Drop, Edit, Pin, Policy, Sinks, Target
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
-from kvscope.replay import check_full, designed, ground_of, kind_of, learnt, measure_of, reference_of, tried
+from kvscope.replay import check_full, designed, kind_of, learnt, measure_of, reference_of, tried
 from kvscope.trace import Trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -80,7 +80,7 @@ def random_edit(generator: np.random.Generator) -> Edit:
 
 def random_draft(trace: Trace, *, seed: int) -> Draft:
     generator = np.random.default_rng(seed)
-    draft = Draft.of(trace.schedule, ground_of(trace))
+    draft = Draft.of(trace.schedule, ground_of(trace.header))
     for _ in range(8):
         try:
             draft = edited(draft, random_edit(generator))
@@ -104,7 +104,7 @@ def test_estimated_bytes_are_the_measured_ones_at_every_step_of_a_random_draft(
 def test_estimated_bytes_are_the_measured_ones_of_the_advisors_plans_too(
     full: Trace, pipeline: Pipeline, budget: float
 ) -> None:
-    ground = ground_of(full)
+    ground = ground_of(full.header)
     policy = KnapsackPolicy(mean_mass([full.attention_mass]))
     schedule = policy.plan(ground.config, ground.scales, budget=budget, sink_scales=0)
 
@@ -136,7 +136,7 @@ def test_a_negative_prompt_and_no_guidance_are_repeated_as_they_were(pipeline: P
     for name, job in jobs.items():
         made = run_job(job, tmp_path / f"{name}.h5", load=lambda *_, **__: pipeline)
         with Trace.open(made.trace) as trace:
-            ground = ground_of(trace)
+            ground = ground_of(trace.header)
             same, pruned = tried(trace, pipeline, [trace.schedule, random_draft(trace, seed=1).schedule])
             assert (same.kl, same.flips) == (0, 0), name
             assert pruned.kl > 0, name
@@ -148,7 +148,7 @@ def test_only_a_forced_job_measures_beside_the_rest(full: Trace, pipeline: Pipel
 
 
 def test_designed_schedules_are_as_many_as_asked_of_three_kinds_and_repeatable(full: Trace) -> None:
-    ground, mass = ground_of(full), mean_mass([full.attention_mass])
+    ground, mass = ground_of(full.header), mean_mass([full.attention_mass])
 
     first, again = (designed(ground, mass, count=21, seed=5) for _ in range(2))
     other = designed(ground, mass, count=21, seed=6)
@@ -159,7 +159,7 @@ def test_designed_schedules_are_as_many_as_asked_of_three_kinds_and_repeatable(f
 
 
 def test_without_orders_the_rest_is_random(full: Trace) -> None:
-    ground = replace(ground_of(full), orders=None)
+    ground = replace(ground_of(full.header), orders=None)
 
     found = designed(ground, mean_mass([full.attention_mass]), count=9, seed=0)
 

@@ -2,89 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-from textual.app import ComposeResult
-from textual.binding import Binding
-from textual.containers import Vertical
-from textual.screen import ModalScreen
-from textual.strip import Strip
-from textual.widgets import Input
+from typing import TYPE_CHECKING
 
 from kvscope.edits import EXAMPLES, Clear, Drop, Pin, parse_edit
 from kvscope.errors import UsageError
-from kvscope.tui.widgets.canvas import Canvas, View, paragraph
+from kvscope.tui.screens.line import LineScreen
 
 if TYPE_CHECKING:
     from kvscope.draft import Ground
     from kvscope.edits import Edit
-    from kvscope.tui.app import KVScopeApp
+    from kvscope.tui.view import View
 
 _READ_ONLY = "read-only: nothing can be edited; `kvscope open TRACE --edit` opens it for editing · esc back"
 
 
-class EditLineScreen(ModalScreen[None]):
+class EditLineScreen(LineScreen):
     """Takes a line; enter stages it."""
 
-    app: KVScopeApp
+    PLACEHOLDER = f"edit: {EXAMPLES[0]}, {EXAMPLES[4]}"
 
-    BINDINGS: ClassVar = [
-        Binding("escape", "dismiss", "back", show=False),
-        Binding("up", "recall(-1)", show=False),
-        Binding("down", "recall(1)", show=False),
-    ]
+    def earlier(self) -> tuple[str, ...]:
+        return self._view.edit.edits if self._view.edit is not None else ()
 
-    DEFAULT_CSS = """
-    EditLineScreen {
-        align: center bottom;
-        #edit-line { width: 100%; height: auto; background: $panel; margin-bottom: 1; }
-        #line { border: none; height: 1; padding: 0 1; background: $panel; }
-        #line:focus { border: none; }
-        #words { height: 2; background: $panel; }
-    }
-    """
+    def problem(self, line: str) -> str | None:
+        return edit_problem(line, self._view)
 
-    def __init__(self, view: View) -> None:
-        super().__init__()
-        self._view = view
-        self._recalled = 0
-        """How far back in the edits the line is; 0: it is new."""
+    def words(self, line: str) -> str:
+        return edit_words(line, self._view)
 
-    def compose(self) -> ComposeResult:
-        with Vertical(id="edit-line"):
-            yield Input(placeholder=f"edit: {EXAMPLES[0]}, {EXAMPLES[4]}", id="line", compact=True)
-            yield Canvas(self._words, id="words")
-
-    def on_mount(self) -> None:
-        self._draw()
-
-    def on_input_changed(self) -> None:
-        self._draw()
-
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        if not event.value.strip():
-            self.dismiss()
-        elif edit_problem(event.value, self._view) is None:
-            self.dismiss()
-            self.app.edit(lambda _: event.value.strip())
-
-    def action_recall(self, by: int) -> None:
-        """A line staged before, or one after that."""
-        before = self._view.edit.edits if self._view.edit is not None else ()
-        self._recalled = max(0, min(len(before), self._recalled - by))
-        line = self.query_one(Input)
-        line.value = before[-self._recalled] if self._recalled else ""
-        line.cursor_position = len(line.value)
-
-    def _draw(self) -> None:
-        self.query_one("#words", Canvas).show(self._view)
-
-    def _words(self, view: View, width: int, height: int) -> list[Strip]:
-        line, ink = self.query_one(Input).value, view.ink
-        problem = edit_problem(line, view)
-        if problem is not None:
-            return paragraph(problem, ink.bad, width)[:height]
-        return paragraph(edit_words(line, view), ink.muted, width)[:height]
+    def use(self, line: str) -> None:
+        if line.strip():
+            self.app.edit(lambda _: line.strip())
 
 
 def edit_problem(line: str, view: View) -> str | None:

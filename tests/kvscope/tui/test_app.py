@@ -505,3 +505,40 @@ def test_the_picture_of_a_trace_with_a_wild_name_has_a_tame_one(
     (picture,) = tmp_path.glob("*.svg")
     assert picture.name == r"kvscope-evil\x1b[31m\n-live-1.svg"
     assert "\x1b" not in picture.read_text()
+
+
+def test_a_trace_that_is_opened_is_remembered_and_first_among_the_recent(drive, tiny_trace: Path) -> None:
+    opened: list[Path] = []
+
+    async def script(viewer) -> None:
+        await viewer.until(lambda: opened == [tiny_trace])
+        assert viewer.app.view.recent == (str(tiny_trace), "/elsewhere/a.h5")
+
+    drive(tiny_trace, script, recent=("/elsewhere/a.h5",), remember=opened.append)
+
+
+def test_a_dumb_terminal_is_refused_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tiny_trace: Path) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+
+    with pytest.raises(NoTerminalError, match="`kvscope screen` draws without one"):
+        run_app(tiny_trace)
+
+
+class _Begun:
+    """A plan's run that has no trace yet."""
+
+    pid = 1 << 22  # no process has it
+
+    def said(self) -> tuple[str, ...]:
+        return ("loading weights",)
+
+    def poll(self) -> None:
+        return None
+
+
+def test_what_a_plans_run_says_before_its_trace_is_there_is_heard(drive, tiny_trace: Path, tmp_path: Path) -> None:
+    async def script(viewer) -> None:
+        viewer.app.open_other(tmp_path / "to-come.h5", launched=_Begun())
+        await viewer.until(lambda: viewer.app.view.applied_said == ("loading weights",))
+
+    drive(tiny_trace, script)

@@ -20,13 +20,13 @@ from pathlib import Path
 
 import pytest
 
-from kvscope.draft import Draft
+from kvscope.draft import Draft, ground_of
 from kvscope.journal import Journal
 from kvscope.planfile import PlanFile
 from kvscope.trace import Trace
 from kvscope.tui import applying, goto
 from kvscope.tui import playback as playback_module
-from kvscope.tui.editing import EditOptions, ground_of
+from kvscope.tui.editing import EditOptions
 from kvscope.tui.feed import Snapshot, take_snapshot
 from kvscope.tui.playback import SPEEDS, STEPS_PER_S, Playback, last_step, next_speed
 

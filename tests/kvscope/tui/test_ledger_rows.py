@@ -99,8 +99,10 @@ def test_shares_are_of_all_that_a_full_history_needs(ledger: Ledger) -> None:
 
     shares = shares_of(answer, "kept tokens (logical KV)")
 
-    # A measured part may be less than nothing by a few pages, and is left out.
-    assert sum(share for *_, share in shares) == pytest.approx(1, abs=1e-3)
+    # A measured part may be less than nothing by a few pages: it has no place in a bar, and the others are more by it.
+    below = sum(size for _, size in answer.parts if size < 0)
+    whole = answer.total_bytes + max(0, answer.saved_bytes)
+    assert sum(share for *_, share in shares) == pytest.approx(1 - below / whole)
     assert shares[-1][0] == SAVED
     assert shares[-1][2] == pytest.approx(answer.saved_fraction)
     assert "kept tokens (logical KV)" in [name for name, *_ in shares]

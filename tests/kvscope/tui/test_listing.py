@@ -173,7 +173,7 @@ def test_a_demo_run_writes_its_trace_and_tells_its_lines(tmp_path: Path, monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
     demo = start_demo(tmp_path)
-    code = demo.wait()
+    code = demo.wait(60)
 
     assert code == 0
     assert demo.path.parent == tmp_path
@@ -184,7 +184,7 @@ def test_a_demo_run_writes_its_trace_and_tells_its_lines(tmp_path: Path, monkeyp
 
 def test_a_demo_run_that_cannot_write_says_why(tmp_path: Path) -> None:
     demo = start_demo(tmp_path / "nowhere")
-    code = demo.wait()
+    code = demo.wait(60)
 
     assert code == 6
     assert "nowhere does not exist" in demo.said()[-1]
