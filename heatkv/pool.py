@@ -77,6 +77,12 @@ class TokenPool:
         self.keys.index_copy_(1, index, keys)
         self.values.index_copy_(1, index, values)
 
+    def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
+        """Keys and values of slots [G, P]: [R, G, P, D] each, copies."""
+        index = self.index(slots.ravel())
+        keys, values = (each.index_select(1, index).unflatten(1, slots.shape) for each in (self.keys, self.values))
+        return keys, values
+
     def release(self) -> None:
         """Free the memory: no slots are left."""
         rows, _, head_dim = self.keys.shape

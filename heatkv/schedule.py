@@ -56,6 +56,8 @@ class PruningSchedule:
     """What was asked for; None: no budget, everything is kept."""
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
     """Where it came from, such as the content hash of the orders."""
+    online: bool = False
+    """True: of an online policy, which chooses during the run; drop_step only says what can be there at most."""
 
     def __post_init__(self) -> None:
         drop_step = _as_steps(self.drop_step)
@@ -97,8 +99,10 @@ class PruningSchedule:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what a run can notice: drop_step, scales and sink scales."""
-        head = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
+        """SHA-256 (hex) of what a run can notice: drop_step, scales and sink scales; the policy, if it is online."""
+        head: list[object] = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
+        if self.online:
+            head += [self.policy, self.budget, self.provenance]
         return hashlib.sha256(json.dumps(head).encode() + self.drop_step.astype("<i2").tobytes()).hexdigest()
 
     def visible(self, query_scale: int) -> NDArray[np.bool_]:
@@ -153,6 +157,7 @@ class PruningSchedule:
             raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        during = {"online": True} if self.online else {}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -163,6 +168,7 @@ class PruningSchedule:
             "budget": self.budget,
             "provenance": self.provenance,
             "drop_step": self.drop_step.tolist(),
+            **during,
         }
 
     @classmethod
@@ -186,6 +192,7 @@ class PruningSchedule:
             policy=_name(record["policy"], "policy"),
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
+            online=record.get("online") is True,
         )
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -212,7 +219,7 @@ class PruningSchedule:
         return hash((self.content_hash, self.model, self.policy, self.budget))
 
     def _check_budget(self) -> None:
-        if self.budget is None:
+        if self.budget is None or self.online:
             return
         allowed, peak = _allowed_tokens(self.budget, self.num_layers, self.num_heads, self.scales), self.peak_tokens
         if peak > allowed:
@@ -222,7 +229,7 @@ class PruningSchedule:
             )
 
     def _labels(self) -> tuple[object, ...]:
-        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance
+        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, self.online
 
 
 def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
