@@ -8,15 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from heatkv.config import model_config
+from heatkv.scales import ScaleSchedule
 from kvscope.calibration import Calibration, CalibrationFile, Settings, finished
 from kvscope.job import Job
 from kvscope.runner import load_pipeline
 from kvscope.units import seconds_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from heatkv.pipeline import Pipeline
 
 Narrate = Callable[[str], None]
@@ -85,21 +87,20 @@ def _settings(job: Job, prompts: list[str]) -> Settings:
     )
 
 
-def _measure(pipeline: Pipeline, settings: Settings, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _measure(pipeline: Pipeline, settings: Settings, index: int) -> NDArray[np.float32]:
     # Deferred: torch, which is loaded by now; viewers import this package without it.
-    from heatkv.calibrate import MassProbe
+    from heatkv.calibrate import measure
     from heatkv.generate import Sampling
-    from heatkv.scales import ScaleSchedule
 
-    probe = MassProbe(settings.mass_shape)
-    pipeline.generate(
-        [settings.prompts[index]],
+    (text,) = pipeline.encoder.encode([settings.prompts[index]])
+    return measure(
+        pipeline.transformer,
+        text,
         ScaleSchedule.from_json(settings.scales),
         sampling=Sampling(cfg=settings.cfg, tau=settings.tau, top_k=settings.top_k, top_p=settings.top_p),
         seed=settings.seed + index,
-        probe=probe,
-    )
-    return probe.mass
+        only_mass=True,
+    )["attention_mass"]
 
 
 def _show(done: int, count: int, before: int, elapsed: float) -> None:
