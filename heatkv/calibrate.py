@@ -16,7 +16,7 @@ from heatkv.attention import choose_path
 from heatkv.generate import Run, Sampling
 from heatkv.kernels.blind import blind_error
 from heatkv.kernels.statistics import column_variance, selectivity, similarity
-from heatkv.measurements import AXES
+from heatkv.measurements import AXES, measurement_names
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import Capture, NullProbe
 from heatkv.scas import ScasAccumulator
@@ -76,11 +76,6 @@ def measure(
         return {name: table.float().cpu().numpy() for name, table in run.tables.items()}
     finally:
         run.close()
-
-
-def measurement_names(*, guided: bool, only_mass: bool = False) -> tuple[str, ...]:
-    """What `measure` gives."""
-    return ("attention_mass",) if only_mass else tuple(name for name in AXES if guided or "uncond" not in name)
 
 
 class _MeasuredRun(Run):

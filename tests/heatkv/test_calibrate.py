@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from heatkv.calibrate import measure, measure_prompt, measurement_names
+from heatkv.calibrate import measure, measure_prompt
 from heatkv.generate import Sampling, generate
 from heatkv.kernels import grouped
 from heatkv.kernels.statistics import column_variance, selectivity, similarity
-from heatkv.measurements import AXES
+from heatkv.measurements import AXES, measurement_names
 from heatkv.scas import ScasAccumulator
 from heatkv.text_encoder import RandomTextEncoder
 from heatkv.transformer import Infinity, Rope
