@@ -186,7 +186,7 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def calibrate_command(args: argparse.Namespace) -> int:
-    """Measure attention over prompts; rank the heads."""
+    """Measure over prompts what policies go by; rank the heads."""
     from heatkv.prompts import read_prompts
     from kvscope.calibrate import run_calibration
     from kvscope.official import check_official, save_official
@@ -200,6 +200,7 @@ def calibrate_command(args: argparse.Namespace) -> int:
         options.job_of(args),
         prompts[: args.samples],
         args.output,
+        only_mass=args.only == "mass",
         overwrite=args.overwrite,
         threads=args.threads,
         narrate=narrate,
@@ -308,7 +309,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command(
         calibrate_command,
         options.calibrate_options,
-        "measure attention over prompts, and rank the heads by it",
+        "measure over prompts what policies go by, and rank the heads",
         "kvscope calibrate --model infinity-2b --weights DIR --prompts prompts.txt --samples 10 -o scas.h5",
     ),
     "plan": Command(

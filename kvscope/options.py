@@ -122,6 +122,12 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
         help="one prompt a line, or .jsonl with prompt or caption",
     )
     add("--samples", type=whole, metavar="N", help="use only the first N prompts")
+    add(
+        "--only",
+        choices=["mass"],
+        metavar="WHAT",
+        help="mass: measure attention mass alone, all that policy heatkv needs, in less time",
+    )
     model_options(parser)
     weights_options(parser)
     threads_option(parser)
