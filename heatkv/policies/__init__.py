@@ -29,6 +29,7 @@ POLICIES: dict[str, str] = {
     "heatkv": "heatkv.policies.heatkv:HeatKVPolicy",
     "pyramidkv": "heatkv.policies.pyramidkv:PyramidKVPolicy",
     "random": "heatkv.policies.random:RandomPolicy",
+    "scalekv": "heatkv.policies.scalekv:ScaleKVPolicy",
     "sinks-only": "heatkv.policies.sinks:SinksOnlyPolicy",
     "snapkv": "heatkv.policies.snapkv:SnapKVPolicy",
     "streaming": "heatkv.policies.streaming:StreamingPolicy",
