@@ -26,6 +26,8 @@ POLICIES: dict[str, str] = {
     "adakv": "heatkv.policies.adakv:AdaKVPolicy",
     "full": "heatkv.policies.full:FullPolicy",
     "h2o": "heatkv.policies.h2o:H2OPolicy",
+    "hack": "heatkv.policies.hack:HACKPolicy",
+    "hackpp": "heatkv.policies.hackpp:HACKPPPolicy",
     "heatkv": "heatkv.policies.heatkv:HeatKVPolicy",
     "pyramidkv": "heatkv.policies.pyramidkv:PyramidKVPolicy",
     "random": "heatkv.policies.random:RandomPolicy",
