@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 POLICIES: dict[str, str] = {
     "adakv": "heatkv.policies.adakv:AdaKVPolicy",
+    "amskv": "heatkv.policies.amskv:AMSKVPolicy",
+    "forcing": "heatkv.policies.forcing:ForcingPolicy",
     "full": "heatkv.policies.full:FullPolicy",
     "h2o": "heatkv.policies.h2o:H2OPolicy",
     "hack": "heatkv.policies.hack:HACKPolicy",
