@@ -6,7 +6,6 @@ large as it has to be and no step exceeds the budget. numpy only: planning needs
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,9 +114,10 @@ def fitted(
             "raise the budget, or lower the sink scales",
             minimum=minimum,
         )
-    if peak(whole(high)) <= limit:
-        low, best = high, whole(high)
-    for _ in range(_BISECTIONS):
+    most = whole(high)
+    if peak(most) <= limit:
+        low, best = high, most
+    for _ in range(_BISECTIONS if low < high else 0):
         mean = (low + high) / 2
         tried = whole(mean)
         if peak(tried) <= limit:
@@ -177,6 +177,10 @@ def spread(total: float, shares: NDArray[np.float64], most: float) -> NDArray[np
     return dealt
 
 
-def square_side(count: int) -> int:
-    """The side of the largest square of at most `count` cells."""
-    return math.isqrt(max(count, 0))
+def by_shares(mean: float, shares: NDArray[np.float64], scales: ScaleSchedule) -> NDArray[np.float64]:
+    """Capacities [query_scale, layer, head] in proportion to `shares`, of the same shape, `mean` on average.
+
+    No head gets more than there is: what it cannot take goes to the others of its scale.
+    """
+    cached = [*scales.offsets[1:-1], scales.offsets[-2]]
+    return np.stack([spread(mean * one.size, one, most) for one, most in zip(shares, cached, strict=True)])

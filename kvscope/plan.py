@@ -14,7 +14,7 @@ from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
 from heatkv.online import OnlinePlan
 from heatkv.orders import HeadOrders
-from heatkv.policies import load_policy, make_policy, split_policy
+from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
@@ -64,7 +64,7 @@ def plan_job(job: Job) -> Plan:
 
 def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # Any: as load_policy
     """The job's policy, with the parameters that it gives and the measurements that the policy needs."""
-    needs = load_policy(split_policy(job.policy)[0]).needs
+    needs = needs_of(job.policy)
     supplied: dict[str, Any] = {}  # Any: what a policy's fields hold
     if needs:
         path = bundled_orders(config) if job.orders is None else Path(job.orders)

@@ -31,7 +31,12 @@ class SnapKVPolicy(TokenPolicy):
     name: ClassVar[str] = "snapkv"
 
     def scores(self, seen: Seen) -> Tensor:
-        # Deferred: planning needs no torch.
-        from heatkv.seen import pooled
+        return observed(seen, window=self.window, kernel=self.kernel)
 
-        return pooled(seen.chances(seen.grid_queries(self.window)).mean(2), self.kernel, "mean")
+
+def observed(seen: Seen, *, window: int, kernel: int) -> Tensor:
+    """Attention of a grid of `window` queries, their mean, smoothed along the cache: [R, G, T]."""
+    # Deferred: planning needs no torch.
+    from heatkv.seen import pooled
+
+    return pooled(seen.chances(seen.grid_queries(window)).mean(2), kernel, "mean")
