@@ -26,6 +26,7 @@ from kvscope.commands import (
     export,
     fidelity,
     keys,
+    league,
     ledger,
     plan,
     replay,
@@ -278,6 +279,12 @@ COMMANDS: dict[str, Command] = {
         ledger.add_options,
         "account for memory, from the budget to the process",
         "kvscope ledger run.h5",
+    ),
+    "league": Command(
+        league.run,
+        league.add_options,
+        "measure policies against each other at equal true bytes",
+        "kvscope league show league.h5 --against heatkv",
     ),
     "capacity": Command(
         capacity.run,

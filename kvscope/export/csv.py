@@ -44,11 +44,16 @@ def write(content: Content, part: Path) -> None:
         )
 
 
+def harmless(cell: Cell) -> Cell:
+    """A text that a spreadsheet shows and does not run: a trace may come from anybody."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
 def _write(path: Path, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:
     with path.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(titles)
-        writer.writerows([_harmless(cell) for cell in row] for row in rows)
+        writer.writerows([harmless(cell) for cell in row] for row in rows)
 
 
 def _facts(content: Content) -> Iterator[tuple[str, Cell]]:
@@ -123,8 +128,3 @@ def _cell(name: str, value: np.generic | np.ndarray[tuple[int], np.dtype[np.byte
 
 def _number(value: float) -> float | None:
     return None if value != value else value
-
-
-def _harmless(cell: Cell) -> Cell:
-    """A text that a spreadsheet shows and does not run: a trace may come from anybody."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
