@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from kvscope.league.settings import Settings
     from kvscope.league.standings import Mean, Standing
 
-_LEFT, _TOP, _WIDTH, _HEIGHT, _KEY = 78, 40, 620, 380, 230
+_LEFT, _TOP, _WIDTH, _HEIGHT, _KEY = 78, 40, 620, 470, 260
 _FOOT = 118
 _TEXT = 'font-family="sans-serif" font-size="12" fill="#222"'
 _SMALL = 'font-family="sans-serif" font-size="10.5" fill="#555"'

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from kvscope.league.table import League
 
 _ENDED = "ended"
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+"""What keeps packages of trained judges from fetching anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class _Worker:
 
     def __init__(self, league: League, threads: int, heard: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
         self.dismissed = False
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | _OFFLINE
         # A session of its own: Ctrl-C is for the parent, which ends the workers when it has saved.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "kvscope.league.worker"],

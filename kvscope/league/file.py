@@ -48,6 +48,17 @@ def load(path: Path) -> League:
         ) from None
 
 
+def is_league(path: Path) -> bool:
+    """Whether a file says that it is one."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return False
+        with h5py.File(path, "r") as file:
+            return bool(file.attrs.get("format") == FORMAT)
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return False
+
+
 def save(path: Path, league: League) -> None:
     """Write all of it, in place of what had the name. Raises OutputError; what was there before is then still there."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -73,6 +84,7 @@ def begun(path: Path, wanted: League, *, overwrite: bool) -> League:
         raise UsageError(f"{path}: exists, and is no readable league; choose another name, or --overwrite") from None
     if found is None:
         check_new(path, overwrite=overwrite)
+    if found is None or not found.rows:
         return wanted
     given, kept = wanted.settings.to_json(), found.settings.to_json()
     changed = [name for name, value in given.items() if _plain(value) != _plain(kept[name])]

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,6 @@ def parsed(texts: Sequence[str]) -> tuple[tuple[str, str], ...]:
 
 def loaded(chosen: Sequence[tuple[str, str]]) -> dict[str, Judge]:
     """The judges by name, ready. Raises UsageError if one does not load."""
-    os.environ.update({"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})  # read by libraries at import
     judges = {}
     for name, weights in chosen:
         metric = METRICS[name]

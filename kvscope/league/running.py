@@ -66,7 +66,8 @@ def _measured(league: League, out: Path, jobs: int, threads: int, narrate: Narra
         narrate(f"{len(rows)} of {count} rows are safe in {out}; the same command goes on from there")
         raise
     finally:
-        _saved(out, league, rows)
+        if len(rows) > before:
+            _saved(out, league, rows)
     return replace(league, rows=tuple(rows))
 
 

@@ -165,6 +165,17 @@ def test_what_a_worker_refuses_is_refused_in_its_words_and_exit_code(settings: S
         run_league(foreign, tmp_path / "league.h5")
 
     assert caught.value.exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_league_without_rows_holds_nobody_to_its_settings(
+    measured: Measured, settings: Settings, tmp_path: Path
+) -> None:
+    path = tmp_path / "league.h5"
+    file.save(path, replace(measured[0], rows=()))
+    wanted = replace(measured[0], settings=replace(settings, seeds=(4,)), rows=())
+
+    assert file.begun(path, wanted, overwrite=False) == wanted
 
 
 def test_a_killed_league_leaves_a_whole_file_and_no_worker(tmp_path: Path) -> None:
