@@ -141,8 +141,12 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def open_command(args: argparse.Namespace) -> int:
-    """Open a trace, finished or still growing, on the screen."""
+    """Open a trace, or a league, finished or still growing, on the screen."""
+    from kvscope.league.file import is_league
     from kvscope.tui.app import run_app
+
+    if is_league(args.trace):
+        return _open_league(args)
 
     return run_app(
         args.trace,
@@ -240,6 +244,16 @@ def demo_command(args: argparse.Namespace) -> int:
     from kvscope.tui.app import run_app
 
     return run_app(out, keymap=args.keymap)
+
+
+def _open_league(args: argparse.Namespace) -> int:
+    from kvscope.tui.league import run_league_app
+
+    given = {"--with": args.other, "--edit": args.edit, "--screen": args.screen, "--goto": args.goto}
+    unread = [name for name, value in given.items() if value]
+    if unread:
+        raise UsageError(f"{args.trace}: a league; {', '.join(unread)} is of traces; leave it out")
+    return run_league_app(args.trace, light=args.light)
 
 
 def _plan_options(parser: argparse.ArgumentParser) -> None:

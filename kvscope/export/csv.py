@@ -16,16 +16,11 @@ import numpy as np
 
 from kvscope.analysis import ScaleSummary, StepPlace
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
-from kvscope.export.values import unit_of
+from kvscope.export.values import Cell, harmless, unit_of
 from kvscope.format import LEVELS, TABLES, decode_text
 
 if TYPE_CHECKING:
     from kvscope.export.content import Content
-
-Cell = str | int | float | None
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a text begins that a spreadsheet would run."""
 
 
 def write(content: Content, part: Path) -> None:
@@ -42,11 +37,6 @@ def write(content: Content, part: Path) -> None:
         _write(
             part / f"{name}.csv", titles, ([_cell(column.name, row[column.name]) for column in columns] for row in rows)
         )
-
-
-def harmless(cell: Cell) -> Cell:
-    """A text that a spreadsheet shows and does not run: a trace may come from anybody."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _write(path: Path, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) -> None:

@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from kvscope.export.csv import harmless
+from kvscope.export.values import harmless
 from kvscope.league.settings import FULL
 from kvscope.league.table import MEASURES, NUMBERS
 from kvscope.units import bytes_text, fraction_text, printable, seconds_text
 
 if TYPE_CHECKING:
-    from kvscope.export.csv import Cell
+    from kvscope.export.values import Cell
     from kvscope.league.entrants import Entrant
     from kvscope.league.settings import Settings
     from kvscope.league.standings import Mean, Standing

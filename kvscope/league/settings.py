@@ -44,10 +44,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("policies", "prompts", "seeds"):
-            values = getattr(self, name)
-            if not values:
+            if not getattr(self, name):
                 raise UsageError(f"no {name}; give at least one")
-            if name != "prompts" and len(set(values)) < len(values):
+        for name in ("policies", "targets", "seeds"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
                 raise UsageError(f"{name} are given twice: {' '.join(map(str, values))}; give each once")
         if set(self.policies) != {FULL} and not self.targets:
             raise UsageError("no budgets; give --budgets, as in 20% or 40MB")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvscope.export.csv import harmless
+from kvscope.export.values import harmless
 from kvscope.format import TABLES
 from kvscope.trace import Trace
 

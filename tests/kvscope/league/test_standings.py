@@ -174,6 +174,7 @@ def test_show_refuses_a_trace(tiny_trace: Path) -> None:
         (["--held-out", "1", "--budgets", "10%", "--against", "h2o"], 2, "unknown policy of this league 'h2o'"),
         (["--held-out", "1", "--budgets", "10%", "--measure", "fid"], 2, "unknown measure 'fid'"),
         (["--held-out", "1", "--budgets", "10%", "--seeds", "1", "1"], 2, "seeds are given twice"),
+        (["--held-out", "1", "--budgets", "10%", "0.1"], 2, "targets are given twice: 119808 119808"),
         (["--held-out", "1", "--budgets", "10%", "--model", "infinity-2b"], 2, "infinity-tiny alone"),
     ],
 )
