@@ -120,7 +120,7 @@ def attend(
     conditional = q.shape[0] if conditional_rows is None else conditional_rows
     rows = q.shape[0] if capture.unconditional else conditional if capture.any else 0
     measured = _grouped if path.name == "grouped" else _ragged
-    out, mass, key_masses = measured(q, visible, scales.num_scales, rows, capture, path)
+    out, mass, key_masses = measured(q, visible, scales, rows, capture, path)
     if mass is None:
         return Attended(out)
     unseen = torch.from_numpy(visible.read_tokens(scales.num_scales) == 0).to(q.device, non_blocking=True)
@@ -129,7 +129,7 @@ def attend(
         out,
         mass[:conditional].mean(0).masked_fill(unseen, torch.nan) if capture.mass else None,
         mass[conditional:].mean(0).masked_fill(unseen, torch.nan) if has_other_rows else None,
-        _map([each[:conditional].mean(0) for each in key_masses], visible, scales) if capture.maps else None,
+        _map([each[:conditional] for each in key_masses], visible, scales) if capture.maps else None,
     )
 
 
@@ -143,14 +143,15 @@ _RAGGED: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor | None]]] = {
 _Measured = tuple[Tensor, Tensor | None, list[Tensor]]
 
 
-def _grouped(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Capture, _: Path) -> _Measured:
+def _grouped(q: Tensor, visible: Visible, scales: ScaleSchedule, rows: int, capture: Capture, _: Path) -> _Measured:
     return grouped_attention(
-        q, visible, num_scales=num_scales, capture_rows=rows, bit_exact=capture.bit_exact, maps=capture.maps
+        q, visible, num_scales=scales.num_scales, capture_rows=rows, bit_exact=capture.bit_exact, maps=capture.maps
     )
 
 
-def _ragged(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Capture, path: Path) -> _Measured:
+def _ragged(q: Tensor, visible: Visible, scales: ScaleSchedule, rows: int, capture: Capture, path: Path) -> _Measured:
     packed = visible.packed()
+    rows_differ = visible.tokens is not None
     pool_keys, pool_values, slots = _readable(visible, packed)
     out, lse, mass = _RAGGED[path.name](
         q,
@@ -163,15 +164,18 @@ def _ragged(q: Tensor, visible: Visible, num_scales: int, rows: int, capture: Ca
         packed.sources,
         packed.order,
         query_scale=visible.query_scale,
-        num_scales=num_scales,
-        capture_rows=rows,
+        num_scales=scales.num_scales,
+        capture_rows=0 if rows_differ else rows,
     )
     key_masses = []
     slots_of = slots.split([len(each) for each in visible.slots])
-    for head in range(q.shape[1] if capture.maps else 0):
+    for head in range(q.shape[1] if capture.maps or (rows and rows_differ) else 0):
         stored = pool_keys[:rows].index_select(1, slots_of[head])
         keys = torch.cat((stored, visible.keys[:rows, head]), dim=1)
         key_masses.append(key_mass(q[:rows, head, None], keys[:, None], lse[:rows, head, None])[:, 0])
+    if rows and rows_differ:
+        parts = [each[:, None, : len(slots)] for each, slots in zip(key_masses, visible.slots, strict=True)]
+        mass = torch.cat([visible.mass_by_scale(part, [head]) for head, part in enumerate(parts)], dim=1)
     return out, mass, key_masses
 
 
@@ -185,12 +189,26 @@ def _readable(visible: Visible, packed: Packed) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _map(key_masses: list[Tensor], visible: Visible, scales: ScaleSchedule) -> Tensor:
-    """[H, tokens of scales 0 to the current one], from the mass of the keys that each head sees."""
+    """[H, tokens of scales 0 to the current one], from the mass [R, T] of the keys that each head sees."""
     offsets = scales.offsets
-    whole = torch.full((visible.num_heads, offsets[visible.query_scale + 1]), torch.nan, device=visible.keys.device)
+    num_seen = offsets[visible.query_scale + 1]
+    whole = torch.full((visible.num_heads, num_seen), torch.nan, device=visible.keys.device)
     for head, masses in enumerate(key_masses):
-        begin = 0
+        if visible.tokens is not None:
+            whole[head] = _map_of_rows(masses, visible.tokens[head], num_seen)
+            continue
+        begin, mean = 0, masses.mean(0)
         for source_scale, tokens in (*visible.sources[head], (visible.query_scale, visible.keys.shape[2])):
-            whole[head, offsets[source_scale] : offsets[source_scale] + tokens] = masses[begin : begin + tokens]
+            whole[head, offsets[source_scale] : offsets[source_scale] + tokens] = mean[begin : begin + tokens]
             begin += tokens
     return whole
+
+
+def _map_of_rows(masses: Tensor, tokens: Tensor, num_seen: int) -> Tensor:
+    """[num_seen], mean over rows that keep tokens of their own; NaN where none has the token."""
+    rows, num_keys = masses.shape
+    current = torch.arange(num_seen - (num_keys - tokens.shape[1]), num_seen, device=masses.device)
+    at = torch.cat((tokens[:rows].long(), current.expand(rows, -1)), dim=1)
+    summed = masses.new_zeros(rows, num_seen).scatter_(1, at, masses).mean(0)
+    seen = torch.zeros(rows, num_seen, dtype=torch.bool, device=masses.device).scatter_(1, at, True).any(0)
+    return summed.masked_fill(~seen, torch.nan)

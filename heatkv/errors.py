@@ -5,6 +5,7 @@ HeatKVError                 1
 ├── OptionError             2   a value, such as a temperature, that no run could use
 ├── ScheduleError           2   a pruning schedule, or its file, that cannot be obeyed
 ├── OrdersError             2   head orders or S-CAS scores that do not fit
+├── MeasurementsError       2   a calibration's measurements that are absent, or of another model or scales
 ├── PromptsError            2   a prompt file that cannot be read, or holds no prompts
 ├── BudgetError             3   a budget that cannot be met; carries the minimum
 ├── CheckpointError         4   weights that are missing, damaged or of another architecture
@@ -47,6 +48,12 @@ class ScheduleError(HeatKVError):
 
 class OrdersError(HeatKVError):
     """Head orders or S-CAS scores that do not fit the model, the scales or the format."""
+
+    exit_code = 2
+
+
+class MeasurementsError(HeatKVError):
+    """Measurements of a calibration that are absent, or do not fit the model or the scales."""
 
     exit_code = 2
 

@@ -20,10 +20,13 @@ from heatkv.attention import Attended, Path, attend, choose_path
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig
 from heatkv.errors import OptionError
+from heatkv.online import OnlinePlan
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
+from heatkv.selection import Selector
+from heatkv.token_cache import TokenCache
 from heatkv.transformer import NUM_LEVEL_EMBEDDINGS, Infinity, Rope, TextContext
 from heatkv.vae import BSQVAE, ResidualCodes
 
@@ -94,6 +97,7 @@ def generate(
     *,
     sampling: Sampling | None = None,
     schedule: PruningSchedule | None = None,
+    online: OnlinePlan | None = None,
     seed: int | None = None,
     forced_bits: Sequence[Tensor] | None = None,
     negatives: Sequence[Tensor] | None = None,
@@ -103,16 +107,18 @@ def generate(
 ) -> Generation:
     """Make one image per text (encoder features, [tokens, text_width] each).
 
-    Without `schedule` everything is kept. With `forced_bits` (one tensor per scale, as Generation.bits) the sampler
-    is not asked: each scale sees exactly those bits, so what differs is the cache's doing alone. Bits depend on
-    `seed`, the dtype and the device type; None draws from torch's global generator. `attention`: one of
-    heatkv.attention.PATHS, or `auto`.
+    Without `schedule` everything is kept; with `online` its policy chooses what stays, instead. With
+    `forced_bits` (one tensor per scale, as Generation.bits) the sampler is not asked: each scale sees exactly those
+    bits, so what differs is the cache's doing alone. Bits depend on `seed`, the dtype and the device type; None draws
+    from torch's global generator. `attention`: one of heatkv.attention.PATHS, or `auto`.
     """
     sampling = sampling or Sampling()
     sampling.check(scales.num_scales, model.config.num_layers)
     _check_texts(texts, negatives, model.config)
     if scales.num_scales > NUM_LEVEL_EMBEDDINGS:
         raise OptionError(f"{scales.num_scales} scales; Infinity knows at most {NUM_LEVEL_EMBEDDINGS}")
+    if online is not None:
+        schedule = online.bound()
     schedule = schedule or FullPolicy().plan(model.config, scales)
     schedule.validate(model.config, scales)
     if forced_bits is not None:
@@ -125,7 +131,7 @@ def generate(
         requested=attention,
         codecs=schedule.codecs,
     )
-    run = Run(model, text, scales, schedule, sampling, path, probe)
+    run = Run(model, text, scales, schedule, sampling, path, probe, online)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
     finally:
@@ -145,14 +151,15 @@ class Run:
         sampling: Sampling,
         path: Path,
         probe: Probe | None,
+        online: OnlinePlan | None = None,
     ) -> None:
         self.model, self.text, self.schedule, self.sampling, self.path = model, text, schedule, sampling, path
         self.scales = scales  # not the schedule's: a plan knows the grids, but RoPE is the run's own
         self.probe = probe or NullProbe()
         self.device = text.pooled.device
-        self.cache = KVCache(
-            schedule, rows=text.rows, head_dim=model.config.head_dim, dtype=model.kv_dtype, device=self.device
-        )
+        self.cache = _cache(schedule, online, model, rows=text.rows, device=self.device)
+        self.selector = None if online is None else Selector(online, self._raw_queries)
+        self.layer_input = text.pooled
         self.rope = Rope.of(self.scales, model.config.head_dim, self.device)
         self.codes = ResidualCodes.of(model.config, self.scales)
         self.query_scale = 0
@@ -213,7 +220,14 @@ class Run:
         rope = self.rope.tokens(begin, end)
         self.clock.begin()
         return self.model.trunk(
-            x, levels, self.text, rope, self._attend, guidance=guidance, after_layer=self._after_layer
+            x,
+            levels,
+            self.text,
+            rope,
+            self._attend,
+            guidance=guidance,
+            before_layer=self._before_layer,
+            after_layer=self._after_layer,
         )
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -224,8 +238,25 @@ class Run:
         )
         self.step_attended = attended
         self.step_read = visible.read_tokens(self.scales.num_scales)
-        self.step_evicted = self.cache.store(layer, query_scale=self.query_scale, keys=k, values=v)
+        self.step_evicted = self._store(layer, q, k, v)
         return attended.out
+
+    def _store(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> int:
+        """End a step in the cache; returns the tokens that are gone."""
+        if isinstance(self.cache, KVCache):
+            return self.cache.store(layer, query_scale=self.query_scale, keys=k, values=v)
+        if self.query_scale == self.scales.num_scales - 1:
+            return 0
+        assert self.selector is not None  # a TokenCache comes with one
+        candidates = self.cache.candidates(layer, query_scale=self.query_scale, keys=k, values=v)
+        candidates, keep = self.selector.choose(layer, self.query_scale, q, candidates)
+        return self.cache.store(layer, candidates, keep)
+
+    def _before_layer(self, _: int, x: Tensor) -> None:
+        self.layer_input = x
+
+    def _raw_queries(self, layer: int, index: Tensor) -> Tensor:
+        return self.model.raw_queries(layer, self.layer_input[:, index], self.text)
 
     def _after_layer(self, layer: int) -> None:
         assert self.step_attended is not None  # every layer attends
@@ -265,9 +296,18 @@ class Run:
             device=str(self.device),
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
-            pools=self.cache.pool_starts,
+            pools=self.cache.pool_starts if isinstance(self.cache, KVCache) else (),
             schedule=self.schedule,
         )
+
+
+def _cache(
+    schedule: PruningSchedule, online: OnlinePlan | None, model: Infinity, *, rows: int, device: torch.device
+) -> KVCache | TokenCache:
+    head_dim, dtype = model.config.head_dim, model.kv_dtype
+    if online is None:
+        return KVCache(schedule, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
+    return TokenCache(online, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
 
 
 class StepClock:

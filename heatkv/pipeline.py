@@ -17,6 +17,7 @@ from heatkv.checkpoint import find_weights, load_transformer, load_vae, random_t
 from heatkv.config import ModelConfig
 from heatkv.errors import CheckpointError, OptionError, UnknownNameError
 from heatkv.generate import Generation, Sampling, generate
+from heatkv.online import OnlinePlan
 from heatkv.probe import Probe
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
@@ -80,6 +81,7 @@ class Pipeline:
         negative_prompts: Sequence[str] | None = None,
         sampling: Sampling | None = None,
         schedule: PruningSchedule | None = None,
+        online: OnlinePlan | None = None,
         seed: int | None = None,
         forced_bits: Sequence[Tensor] | None = None,
         probe: Probe | None = None,
@@ -93,6 +95,7 @@ class Pipeline:
             scales or self.config.schedule_for(),
             sampling=sampling or Sampling(cfg=self.config.cfg, tau=self.config.tau),
             schedule=schedule,
+            online=online,
             seed=seed,
             forced_bits=forced_bits,
             negatives=None if negative_prompts is None else self.encoder.encode(negative_prompts),

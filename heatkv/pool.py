@@ -99,15 +99,15 @@ class TokenPool:
         self.put(slots, (encode(self.codec.keys, keys), encode(self.codec.values, values)))
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Keys and values in slots, [R, len(slots), D] of `dtype` each: copies."""
-        shape = (len(self.keys), len(slots), self.head_dim)
-        read = self.keys.new_empty(shape, dtype=self.dtype), self.keys.new_empty(shape, dtype=self.dtype)
+        """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] of `dtype` each; copies."""
+        flat = slots.ravel()
+        keys, values = (self.keys.new_empty(len(self.keys), len(flat), self.head_dim, dtype=self.dtype) for _ in "kv")
         at_once = max(1, _NUMBERS_AT_ONCE // (len(self.keys) * self.head_dim))
-        for begin in range(0, len(slots), at_once):
-            part = self.raw(slots[begin : begin + at_once])
-            for whole, stored, packing in zip(read, part, self._packings, strict=True):
+        for begin in range(0, len(flat), at_once):
+            part = self.raw(flat[begin : begin + at_once])
+            for whole, stored, packing in zip((keys, values), part, self._packings, strict=True):
                 whole[:, begin : begin + at_once] = decode(packing, stored, self.head_dim, self.dtype)
-        return read
+        return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
 
     def raw(self, slots: Slots) -> Raw:
         """What lies in slots, [n] or [R, n], as it lies there: copies. `put` elsewhere, it means the same."""

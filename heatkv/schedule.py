@@ -60,6 +60,8 @@ class PruningSchedule:
     """What was asked for; None: no budget, everything is kept."""
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
     """Where it came from, such as the content hash of the orders."""
+    online: bool = False
+    """True: of an online policy, which chooses during the run; drop_step only says what can be there at most."""
     codec: NDArray[np.uint8] | None = None
     """[layer, head, source_scale]: index into `codecs` of how it is stored; None: all in the model's dtype."""
     codecs: tuple[str, ...] = ()
@@ -109,9 +111,11 @@ class PruningSchedule:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what a run can notice: drop_step, scales, sink scales, and codecs where there are any."""
-        head = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
+        """SHA-256 (hex) of what a run can notice: drop_step, scales, sink scales; codecs, if any; an online policy."""
+        head: list[object] = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
         arrays = self.drop_step.astype("<i2").tobytes()
+        if self.online:
+            head += [self.policy, self.budget, self.provenance]
         if self.codec is not None:
             head.append(list(self.codecs))
             arrays += self.codec[..., :-1].tobytes()
@@ -208,6 +212,7 @@ class PruningSchedule:
             raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
+        during = {"online": True} if self.online else {}
         return {
             "format": FORMAT,
             "version": 1 if self.codec is None else VERSION,
@@ -219,6 +224,7 @@ class PruningSchedule:
             "provenance": self.provenance,
             **({} if self.codec is None else {"codecs": list(self.codecs), "codec": head_codecs.to_text(self.codec)}),
             "drop_step": self.drop_step.tolist(),
+            **during,
         }
 
     @classmethod
@@ -242,6 +248,7 @@ class PruningSchedule:
             policy=_name(record["policy"], "policy"),
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
+            online=record.get("online") is True,
             codec=head_codecs.from_text(record["codec"]) if "codec" in record else None,
             codecs=head_codecs.names_of(record.get("codecs", [])),
         )
@@ -270,7 +277,7 @@ class PruningSchedule:
         return hash((self.content_hash, self.model, self.policy, self.budget))
 
     def _check_budget(self) -> None:
-        if self.budget is None:
+        if self.budget is None or self.online:
             return
         if self.codec is not None:
             self._check_budget_bytes(self.budget)
@@ -296,7 +303,7 @@ class PruningSchedule:
             )
 
     def _labels(self) -> tuple[object, ...]:
-        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance
+        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, self.online
 
 
 def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:

@@ -158,24 +158,34 @@ class Infinity(nn.Module):
         attend: Attend,
         *,
         guidance: Mapping[int, float] | None = None,
+        before_layer: Callable[[int, Tensor], None] | None = None,
         after_layer: Callable[[int], None] | None = None,
     ) -> Tensor:
         """All layers: [R, L, C] → [R, L, C]. `levels` [L] is each token's scale.
 
         `guidance` maps a layer to the strength with which, after it, both guidance rows become their mix
-        (cfg insertion layers). `after_layer` is called when a layer has finished.
+        (cfg insertion layers). `before_layer` is called with a layer's input, `after_layer` when it has finished.
         """
         level_embed = self.level_embed(levels)
         layers_per_chunk = self.config.num_layers // self.config.num_chunks
         for index, layer in enumerate(self.layers):
             if index == 0 or (self.config.level_embed_every_chunk and index % layers_per_chunk == 0):
                 x = x + level_embed
+            if before_layer is not None:
+                before_layer(index, x)
             x = layer(x, index, context, rope, attend)
             if guidance and index in guidance:
                 x = _guide(x, guidance[index]).repeat(2, 1, 1)
             if after_layer is not None:
                 after_layer(index)
         return x
+
+    def raw_queries(self, layer: int, x: Tensor, context: TextContext) -> Tensor:
+        """Queries as projected only, without bias, norm, scale and RoPE: [R, H, n, D] of a layer's inputs [R, n, C].
+
+        What ScaleKV (StargazerX0/ScaleKV) scores cached keys with.
+        """
+        return self.layers[layer].raw_queries(x, context)  # type: ignore[operator, no-any-return]  # a _Layer
 
     def bit_logits(self, x: Tensor, context: TextContext) -> Tensor:
         """[R, L, 2 * bits]: outputs 2j and 2j + 1 belong to bit j being 0 and 1."""
@@ -193,6 +203,11 @@ class _Layer(nn.Module):
         self.cross_norm = nn.LayerNorm(config.width, eps=_NORM_EPS)
         self.cross = _CrossAttention(config)
         self.ffn = _FeedForward(config)
+
+    def raw_queries(self, x: Tensor, context: TextContext) -> Tensor:
+        """See Infinity.raw_queries."""
+        _, _, scale1, _, shift1, _ = (self.modulation + context.modulation).unbind(2)
+        return self.attention.raw_queries(_layer_norm(x) * (1 + scale1) + shift1)
 
     def forward(self, x: Tensor, index: int, context: TextContext, rope: Rope, attend: Attend) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (self.modulation + context.modulation).unbind(2)
@@ -237,6 +252,12 @@ class _SelfAttention(nn.Module):
         q = F.normalize(q.float(), dim=-1) * self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()
         k = F.normalize(k.float(), dim=-1)
         return rope.rotate(q).to(v.dtype), rope.rotate(k).to(v.dtype), v
+
+    def raw_queries(self, x: Tensor) -> Tensor:
+        """[R, H, n, D] of modulated inputs [R, n, C]: the projection alone."""
+        weight = self.qkv.weight[: self.qkv.weight.shape[1]]
+        queries: Tensor = F.linear(x.to(weight.dtype), weight).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return queries
 
     def output(self, attended: Tensor) -> Tensor:
         """[R, L, C] of what attention gave, [R, H, L, D]."""

@@ -30,17 +30,36 @@ class Visible:
     keys: Tensor
     """Of the current scale: [R, H, L, D]."""
     values: Tensor
+    tokens: tuple[Tensor, ...] | None = None
+    """Per head, [R, P]: which token of the sequence each slot holds in each row, where rows differ and source scales
+    are kept in part. `sources` then tells the first row's. None: `sources` tells all."""
+    offsets: tuple[int, ...] = ()
+    """[num_scales + 1]: where each scale begins in the sequence; for `tokens`."""
 
     @property
     def num_heads(self) -> int:
         return len(self.slots)
 
     def groups(self) -> list[tuple[list[int], Sources]]:
-        """Heads that have stored equally many tokens of the same scales, with those; every head is in one group."""
-        heads: dict[Sources, list[int]] = {}
+        """Heads that have stored equally many tokens of the same scales, with those; every head is in one group.
+
+        Where rows differ: heads that have stored equally many tokens, with the first head's.
+        """
+        heads: dict[object, list[int]] = {}
         for head, sources in enumerate(self.sources):
-            heads.setdefault(sources, []).append(head)
-        return [(each, sources) for sources, each in heads.items()]
+            heads.setdefault(sources if self.tokens is None else len(self.slots[head]), []).append(head)
+        return [(each, self.sources[each[0]]) for each in heads.values()]
+
+    def mass_by_scale(self, masses: Tensor, heads: list[int]) -> Tensor:
+        """[R', G, num_scales] of the mass of each stored key [R', G, P], where rows differ; the current scale has the
+        rest to 1."""
+        assert self.tokens is not None  # the callers ask
+        ends = torch.tensor(self.offsets[1:], device=masses.device)
+        tokens = torch.stack([self.tokens[head] for head in heads], dim=1)[: len(masses)]
+        summed = masses.new_zeros(*masses.shape[:2], len(self.offsets) - 1)
+        summed.scatter_add_(2, torch.bucketize(tokens.long(), ends, right=True), masses)
+        summed[:, :, self.query_scale] = 1 - summed.sum(-1)
+        return summed
 
     def read_tokens(self, num_scales: int) -> NDArray[np.int64]:
         """Tokens that each head reads: [head, source_scale]."""

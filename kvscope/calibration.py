@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 import heatkv.errors
 from heatkv.files import check_new, exists_text, place
+from heatkv.measurements import Measurements
 from heatkv.scales import ScaleSchedule
 from heatkv.scas import ScasAccumulator, ScasScores
 from kvscope import liveness
@@ -90,6 +91,12 @@ class Calibration:
                     sums.add(query_scale, layer, mass[query_scale, layer])
             sums.prompts += 1
         return sums.scores(self._metadata())
+
+    def measurements(self) -> Measurements:
+        """Means over all prompts."""
+        settings = self.settings
+        provenance = {"model": settings.model, "scales": settings.scales, "prompts": len(settings.prompts)}
+        return Measurements(attention_mass=self.attention_mass.mean(0), provenance=provenance)
 
     def _metadata(self) -> dict[str, Any]:  # Any: JSON values
         settings = self.settings

@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heatkv.bundled import bundled_orders
 from heatkv.config import ModelConfig, model_config
+from heatkv.measurements import Measurements
+from heatkv.online import OnlinePlan
 from heatkv.orders import HeadOrders
-from heatkv.policies import load_policy
+from heatkv.policies import load_policy, make_policy, split_policy
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
@@ -27,6 +30,17 @@ class Plan:
     config: ModelConfig
     scales: ScaleSchedule
     schedule: PruningSchedule
+    """The plan; of an online policy only what can be there at most."""
+    online: OnlinePlan | None = None
+    """How many tokens an online policy may keep; None: everything is planned."""
+
+    def tokens_held(self) -> NDArray[np.int64]:
+        """Head-tokens of all layers after each step, [num_steps]: exact, for planned and online policies alike."""
+        return self.schedule.tokens_held() if self.online is None else self.online.tokens_held()
+
+    @property
+    def peak_tokens(self) -> int:
+        return int(self.tokens_held().max())
 
 
 def plan_job(job: Job) -> Plan:
@@ -36,16 +50,40 @@ def plan_job(job: Job) -> Plan:
     if job.schedule is not None:
         schedule = PruningSchedule.load(Path(job.schedule))
         schedule.validate(config, scales)
+        if schedule.online:
+            found = f"{job.schedule}: of policy {schedule.policy}, which chooses during the run"
+            raise UsageError(f"{found}, so there is no schedule to obey; give --policy {schedule.policy}")
         return Plan(config, scales, schedule)
-    policy = load_policy(job.policy)
-    if not policy.needs_orders:
-        return Plan(config, scales, policy().plan(config, scales, budget=job.budget, sink_scales=job.sink_scales))
-    orders_path = bundled_orders(config) if job.orders is None else Path(job.orders)
-    if orders_path is None:
-        raise UsageError(f"policy {job.policy} needs head orders; give --orders FILE (kvscope calibrate makes one)")
-    sinks = config.sink_scales if job.sink_scales is None else job.sink_scales
-    orders = load_orders(orders_path, config)
-    return Plan(config, scales, policy(orders=orders).plan(config, scales, budget=job.budget, sink_scales=sinks))
+    policy = policy_of(job, config, scales)
+    sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
+    planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
+    if isinstance(planned, PruningSchedule):
+        return Plan(config, scales, planned)
+    return Plan(config, scales, planned.bound(), planned)
+
+
+def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # Any: as load_policy
+    """The job's policy, with the parameters that it gives and the measurements that the policy needs."""
+    needs = load_policy(split_policy(job.policy)[0]).needs
+    supplied: dict[str, Any] = {}  # Any: what a policy's fields hold
+    if needs:
+        path = bundled_orders(config) if job.orders is None else Path(job.orders)
+        if path is None:
+            what = "head orders" if "orders" in needs else "a calibration"
+            raise UsageError(f"policy {job.policy} needs {what}; give --orders FILE (kvscope calibrate makes one)")
+        if "orders" in needs:
+            supplied["orders"] = load_orders(path, config)
+        if set(needs) - {"orders"}:
+            supplied["measurements"] = load_measurements(path)
+            supplied["measurements"].require(needs, config, scales)
+    return make_policy(job.policy, supplied)
+
+
+def load_measurements(path: Path) -> Measurements:
+    """What a calibration measured. Raises UsageError for a file of head orders alone."""
+    if not is_calibration(path):
+        raise UsageError(f"{path}: no calibration; this policy needs one (kvscope calibrate makes it)")
+    return Calibration.load(path).measurements()
 
 
 def load_orders(path: Path, config: ModelConfig) -> HeadOrders:
@@ -93,7 +131,7 @@ def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> Pla
     """The plan in tokens, and in bytes for `rows` batch rows (2 with guidance) of `dtype`."""
     config, scales, schedule = plan.config, plan.scales, plan.schedule
     bytes_per_token = config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[dtype], rows=rows)
-    held = schedule.tokens_held()
+    held = plan.tokens_held()
     peak = int(held.argmax())
     prunable = schedule.drop_step[:, :, schedule.sink_scales : scales.num_scales - 1]
     tokens = None if schedule.budget is None else budget_tokens(schedule.budget, config, scales)

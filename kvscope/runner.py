@@ -144,6 +144,7 @@ def run_job(
             negative_prompts=None if job.negative_prompt is None else [job.negative_prompt],
             sampling=_sampling(job),
             schedule=plan.schedule,
+            online=plan.online,
             seed=job.seed,
             forced_bits=forced.bits,
             probe=_Listeners(probes),

@@ -60,12 +60,15 @@ def grouped_attention(
             if mass is None:
                 out[:, at] = _attention(call.q, call.keys, call.values)
                 continue
-            if bit_exact or maps or not call.merging_pays:
+            if bit_exact or maps or visible.tokens is not None or not call.merging_pays:
                 out[:, at], parts, of_keys = call.second_look(capture_rows, maps=maps)
                 for head in chunk if maps else ():
                     key_masses[head] = of_keys[:, chunk.index(head)]
             else:
                 out[:, at], parts = call.merged(capture_rows)
+            if visible.tokens is not None:
+                mass[:, chunk] = visible.mass_by_scale(of_keys[:, :, : sum(call.stored)], chunk)
+                continue
             columns = [source for source, _ in sources] + [visible.query_scale]
             mass[:, torch.tensor(chunk)[:, None], torch.tensor(columns)] = parts
     return out, mass, key_masses

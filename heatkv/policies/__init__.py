@@ -1,25 +1,40 @@
-"""POLICIES: every compression policy by name, and the protocol that planned ones follow.
+"""POLICIES: every compression policy by name, the two protocols that they follow, and how one is made from text.
 
-A new policy is one file in this folder and one line in the table; it is loaded on use.
+A new policy is one file in this folder and one line in the table; it is loaded on use. Planned policies decide before
+the run, online ones during it. Both plan without torch.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, get_args, get_type_hints
 
-from heatkv.errors import UnknownNameError
+from heatkv.errors import OptionError, UnknownNameError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from heatkv.config import ModelConfig
+    from heatkv.online import OnlinePlan
     from heatkv.scales import ScaleSchedule
     from heatkv.schedule import PruningSchedule
+    from heatkv.seen import Seen
 
 POLICIES: dict[str, str] = {
     "full": "heatkv.policies.full:FullPolicy",
     "heatkv": "heatkv.policies.heatkv:HeatKVPolicy",
+    "snapkv": "heatkv.policies.snapkv:SnapKVPolicy",
+    "window": "heatkv.policies.window:WindowPolicy",
 }
 """Policy name → "module:Class"."""
+
+GIVEN = ("orders", "measurements")
+"""Fields of a policy that are not parameters: what calibration found, supplied by whoever makes the policy."""
+
+Rows = Literal["each", "run"]
+"""Whose decision it is: every batch row's own (so guidance rows may keep other tokens), or one for the whole run."""
 
 
 class PlannedPolicy(Protocol):
@@ -28,8 +43,9 @@ class PlannedPolicy(Protocol):
     name: ClassVar[str]
     frees_memory: ClassVar[bool]
     """Whether what it evicts is really gone from memory, not only masked."""
-    needs_orders: ClassVar[bool]
-    """Whether it has a field `orders: HeadOrders` that a user must supply."""
+    needs: ClassVar[tuple[str, ...]]
+    """What must be supplied: `orders` (a field `orders: HeadOrders`), or names of fields of Measurements (then it has
+    a field `measurements: Measurements`)."""
 
     def plan(
         self,
@@ -46,6 +62,47 @@ class PlannedPolicy(Protocol):
         ...
 
 
+class OnlinePolicy(Protocol):
+    """Plans how many tokens each head may keep, and scores them during the run: the highest stay.
+
+    A frozen dataclass whose fields are its parameters.
+    """
+
+    name: ClassVar[str]
+    frees_memory: ClassVar[bool]
+    needs: ClassVar[tuple[str, ...]]
+    rows: ClassVar[Rows]
+    shares_layer: ClassVar[bool]
+    """Whether the heads of a layer compete for its capacity; else each head has its own."""
+    floor: ClassVar[float]
+    """Where heads compete: the share of an equal part of which every head is sure."""
+    carries: ClassVar[bool]
+    """Whether a number travels with every token from step to step."""
+
+    def parameters(self) -> dict[str, Any]:  # Any: numbers and texts
+        """Its parameters by name."""
+        ...
+
+    def plan(
+        self,
+        config: ModelConfig,
+        scales: ScaleSchedule,
+        *,
+        budget: float | None = None,
+        sink_scales: int | None = None,
+    ) -> OnlinePlan:
+        """As PlannedPolicy.plan, for how many tokens stay."""
+        ...
+
+    def carry(self, seen: Seen) -> Tensor:
+        """What travels on with every candidate, [R, G, T] float32, from what it had; asked before `scores`."""
+        ...
+
+    def scores(self, seen: Seen) -> Tensor:
+        """Of every candidate, [R, G, T] float: the highest stay, ties go to the lower position."""
+        ...
+
+
 def load_policy(name: str) -> type[Any]:  # Any: planned and online policies have no common base
     """The class of this policy. Raises UnknownNameError listing the known, nearest first."""
     if name not in POLICIES:
@@ -53,3 +110,62 @@ def load_policy(name: str) -> type[Any]:  # Any: planned and online policies hav
     module, _, class_name = POLICIES[name].partition(":")
     policy: type[Any] = getattr(importlib.import_module(module), class_name)
     return policy
+
+
+def split_policy(text: str) -> tuple[str, dict[str, str]]:
+    """Name and parameters of a text such as `scalekv:window=16,kernel=5`. Raises OptionError for another form."""
+    name, _, rest = text.partition(":")
+    given: dict[str, str] = {}
+    for part in rest.split(",") if rest else ():
+        key, equals, value = part.partition("=")
+        if not equals or not key or key in given:
+            raise OptionError(f"policy {text!r}: {part!r} is not name=value; write it as in scalekv:window=16,kernel=5")
+        given[key] = value
+    return name, given
+
+
+def make_policy(text: str, supplied: Mapping[str, Any]) -> Any:  # Any: as load_policy
+    """The policy of this text, with what it needs out of `supplied` (by field name: GIVEN).
+
+    Raises UnknownNameError for its name or a parameter, listing the valid ones; OptionError for a value.
+    """
+    name, given = split_policy(text)
+    kind = load_policy(name)
+    fields = {field.name for field in dataclasses.fields(kind)}
+    valid = sorted(fields - set(GIVEN))
+    unknown = [key for key in given if key not in valid]
+    if unknown and not valid:
+        raise OptionError(f"policy {name} has no parameters; leave {unknown[0]!r} out")
+    if unknown:
+        raise UnknownNameError(f"parameter of policy {name}", unknown[0], valid)
+    kinds = get_type_hints(kind, localns=dict.fromkeys(("HeadOrders", "Measurements"), Any))
+    values = {key: _value(name, key, value, kinds[key]) for key, value in given.items()}
+    return kind(**values, **{key: one for key, one in supplied.items() if key in fields})
+
+
+def parameters(policy: Any) -> dict[str, Any]:  # Any: any policy, and its numbers and texts
+    """The parameters of a policy by name: its fields but for what calibration supplied."""
+    names = [field.name for field in dataclasses.fields(policy) if field.name not in GIVEN]
+    return {name: getattr(policy, name) for name in names}
+
+
+def _value(policy: str, key: str, text: str, kind: Any) -> Any:  # Any: as annotations give types; numbers and texts
+    """A parameter's value from text, by its annotation: int, float, bool, a Literal, or one of those or None."""
+    kinds = get_args(kind) or (kind,)
+    if type(None) in kinds and text == "none":
+        return None
+    words = [one for one in kinds if isinstance(one, str)]
+    if text in words:
+        return text
+    if bool in kinds and text in ("true", "false"):
+        return text == "true"
+    for number in (int, float):
+        if number in kinds:
+            try:
+                return number(text)
+            except ValueError:
+                continue
+    if str in kinds:
+        return text
+    expected = " or ".join([*words, *(one.__name__ for one in kinds if isinstance(one, type))])
+    raise OptionError(f"policy {policy}: {key}={text!r}; expected {expected}")

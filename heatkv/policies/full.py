@@ -23,7 +23,7 @@ class FullPolicy:
 
     name: ClassVar[str] = "full"
     frees_memory: ClassVar[bool] = True
-    needs_orders: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def plan(
         self,

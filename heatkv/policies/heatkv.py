@@ -35,7 +35,7 @@ class HeatKVPolicy:
 
     name: ClassVar[str] = "heatkv"
     frees_memory: ClassVar[bool] = True
-    needs_orders: ClassVar[bool] = True
+    needs: ClassVar[tuple[str, ...]] = ("orders",)
 
     def plan(
         self,

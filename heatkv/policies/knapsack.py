@@ -39,7 +39,7 @@ class KnapsackPolicy:
 
     name: ClassVar[str] = "knapsack"
     frees_memory: ClassVar[bool] = True
-    needs_orders: ClassVar[bool] = False
+    needs: ClassVar[tuple[str, ...]] = ()
 
     def plan(
         self,

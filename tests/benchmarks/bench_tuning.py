@@ -28,9 +28,10 @@ from heatkv.schedule import PruningSchedule
 from heatkv.tiny.scenes import held_out_scenes, training_scenes
 from kvscope.advisor import Candidate, Evidence, advice, for_bytes, mean_mass, verified
 from kvscope.calibration import Calibration
+from kvscope.draft import ground_of
 from kvscope.job import Job
 from kvscope.likeness import psnr
-from kvscope.replay import ground_of, tried
+from kvscope.replay import tried
 from kvscope.runner import run_job
 from kvscope.trace import Trace
 from tests.benchmarks.harness import Goal, Result, Row
@@ -127,7 +128,7 @@ def _recorded(pipeline: Pipeline, folder: Path, count: int) -> list[Path]:
 
 def _evidence(traces: Sequence[Trace]) -> Evidence:
     calibration = Calibration.load(CALIBRATION)
-    ground = replace(ground_of(traces[0]), orders=calibration.scores().orders())
+    ground = replace(ground_of(traces[0].header), orders=calibration.scores().orders())
     return Evidence(ground, mean_mass(calibration.attention_mass), tuple(traces))
 
 
