@@ -371,6 +371,21 @@ def budget_from_bytes(
     return budget_from_tokens(tokens, config, scales)
 
 
+def codec_budget(
+    budget: float, codec: str, config: ModelConfig, scales: ScaleSchedule, *, sink_scales: int, dtype_bytes: int
+) -> float:
+    """The budget in tokens, at most 1.0, whose bytes are within `budget` if all but the sinks are in this codec.
+
+    `budget`: of the history's bytes in the model's dtype. Too little for the sinks: `budget` itself, still too little.
+    """
+    sinks = sum(scales.tokens[:sink_scales]) * config.num_layers * config.num_heads
+    allowed = budget_tokens(budget, config, scales)
+    if allowed < sinks:
+        return budget
+    bought = head_codecs.tokens_bought(allowed, sinks, codec, head_dim=config.head_dim, dtype_bytes=dtype_bytes)
+    return budget_from_tokens(bought, config, scales)
+
+
 def minimum_budget(scales: ScaleSchedule, sink_scales: int) -> float:
     """The least budget that any schedule can meet: the sink scales' share of the history."""
     return sum(scales.tokens[:sink_scales]) / scales.history_tokens
