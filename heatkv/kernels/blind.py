@@ -42,8 +42,10 @@ def blind_error(
             shares = lse.softmax(-1)
             out = (shares[:, :, None] @ parts)[:, :, 0]  # [H, block, D]
             whole += (out.transpose(0, 1).flatten(1) @ matrix.T).square().sum()
-            change = _change(parts, lse, shares)  # [H, block, S - 1, D]
-            error[row] += ((change @ gram[:, None]) * change).sum((1, 3))
+            change = _change(parts, lse, shares)
+            # Flat: a broadcast matrix would be copied for every query.
+            squared = (change.flatten(1, 2) @ gram).mul_(change.flatten(1, 2)).sum(-1)
+            error[row] += squared.unflatten(1, change.shape[1:3]).sum(1)
             mass[row] += shares.sum(1)
         error[row] /= whole.clamp_min(torch.finfo(wide).tiny)
     return error.clamp_min(0), mass / num_queries  # a sum of squares, but for rounding

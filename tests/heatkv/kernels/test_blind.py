@@ -96,11 +96,11 @@ def test_the_first_scale_has_no_error_and_all_the_mass() -> None:
 
 
 def test_no_matrix_of_all_queries_and_keys_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
-    num_queries, num_keys, budget = 300, 700, 100_000
+    num_queries, num_keys, head_dim, budget = 300, 700, 64, 100_000
     monkeypatch.setattr(blind, "_TILE_BYTES", {"cpu": budget})
-    q, keys = torch.randn(1, 2, num_queries, HEAD_DIM), torch.randn(1, 2, num_keys, HEAD_DIM)
+    q, keys = torch.randn(1, 2, num_queries, head_dim), torch.randn(1, 2, num_keys, head_dim)
 
     with LargestTensor() as largest:
-        blind_error(q, keys, keys, (400, 300), torch.randn(4, 2 * HEAD_DIM))
+        blind_error(q, keys, keys, (400, 300), torch.randn(4, 2 * head_dim))
 
     assert largest.num_bytes <= budget < 4 * num_queries * num_keys
