@@ -96,6 +96,7 @@ CODECS: dict[str, Codec] = {
         Codec("fp8", _FP8, _FP8),
         Codec("int8", Packing("code", 8, 64), Packing("code", 8, 64)),
         Codec("int4", Packing("code", 4, 64), Packing("code", 4, 32)),
+        Codec("k4v2", Packing("code", 4, 64), Packing("code", 2, 32, reach=0.8)),
         Codec("int2", Packing("code", 2, 64), Packing("code", 2, 32, reach=0.8)),
     )
 }
