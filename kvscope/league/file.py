@@ -72,11 +72,10 @@ def save(path: Path, league: League) -> None:
         beside.unlink(missing_ok=True)
 
 
-def begun(path: Path, wanted: League, *, overwrite: bool) -> League:
-    """The league to go on with: `wanted`, or what `path` holds of it.
+def begun(path: Path, settings: Settings, *, overwrite: bool) -> League | None:
+    """The league of these settings that `path` holds rows of, to go on with; None: there is none, begin it.
 
-    Raises UsageError if the file is of other settings, or the same budgets now plan other peaks; OutputError if it
-    cannot be written.
+    Raises UsageError if the file is of other settings, or no league; OutputError if it cannot be written.
     """
     try:
         found = None if overwrite or not path.exists() else load(path)
@@ -85,11 +84,9 @@ def begun(path: Path, wanted: League, *, overwrite: bool) -> League:
     if found is None:
         check_new(path, overwrite=overwrite)
     if found is None or not found.rows:
-        return wanted
-    given, kept = wanted.settings.to_json(), found.settings.to_json()
-    changed = [name for name, value in given.items() if _plain(value) != _plain(kept[name])]
-    if not changed and wanted.entrants != found.entrants:
-        changed = ["planned peaks (another version of kvscope planned them)"]
+        return None
+    given, kept = _plain(settings.to_json()), _plain(found.settings.to_json())
+    changed = [name for name, value in given.items() if value != kept[name]]
     if changed:
         raise UsageError(
             f"{path}: a league with other {', '.join(changed)}; give the same options to go on with it, "

@@ -43,17 +43,25 @@ def run_league(
         raise UsageError(f"--jobs {jobs}; expected 1 to {_MOST_JOBS}")
     check_weights(settings.job("full", None), settings.config)
     with file.locked(out):
-        wanted = League(settings, tuple(entrants(settings, narrate=narrate)), ())
-        league = file.begun(out, wanted, overwrite=overwrite)
+        begun = file.begun(out, settings, overwrite=overwrite)
+        league = begun or League(settings, tuple(entrants(settings, narrate=narrate)), ())
         _tell_missed(league, narrate)
         if league.rows:
             narrate(f"{len(league.rows)} of {league.num_wanted} rows were measured before; going on")
-        return _measured(league, out, jobs, threads, narrate)
+        rows = list(league.rows)
+        try:
+            _measure(league, rows, out, jobs, threads)
+        except KeyboardInterrupt:
+            sys.stderr.write("\n" if sys.stderr.isatty() else "")  # ends the line of progress
+            narrate(f"{len(rows)} of {league.num_wanted} rows are safe in {out}; the same command goes on from there")
+            raise
+        return replace(league, rows=tuple(rows))
 
 
-def _measured(league: League, out: Path, jobs: int, threads: int, narrate: Narrate) -> League:
-    rows, saved_at, pause, begin = list(league.rows), time.monotonic(), _SAVE_EVERY_S, time.monotonic()
-    before, count = len(rows), league.num_wanted
+def _measure(league: League, rows: list[Row], out: Path, jobs: int, threads: int) -> None:
+    """Add what is missing to `rows`, saving now and then and, whatever happens, at the end."""
+    begin = saved_at = time.monotonic()
+    pause, before, count = _SAVE_EVERY_S, len(rows), league.num_wanted
     try:
         with closing(dealt(league, tasks_of(league.missing(rows)), jobs=jobs, threads=threads)) as arriving:
             for row in arriving:
@@ -62,13 +70,9 @@ def _measured(league: League, out: Path, jobs: int, threads: int, narrate: Narra
                 if time.monotonic() - saved_at >= pause:
                     pause = max(_SAVE_EVERY_S, _SAVE_SHARE * _saved(out, league, rows))
                     saved_at = time.monotonic()
-    except KeyboardInterrupt:
-        narrate(f"{len(rows)} of {count} rows are safe in {out}; the same command goes on from there")
-        raise
     finally:
         if len(rows) > before:
             _saved(out, league, rows)
-    return replace(league, rows=tuple(rows))
 
 
 def _saved(out: Path, league: League, rows: Sequence[Row]) -> float:

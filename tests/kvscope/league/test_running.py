@@ -173,9 +173,22 @@ def test_a_league_without_rows_holds_nobody_to_its_settings(
 ) -> None:
     path = tmp_path / "league.h5"
     file.save(path, replace(measured[0], rows=()))
-    wanted = replace(measured[0], settings=replace(settings, seeds=(4,)), rows=())
 
-    assert file.begun(path, wanted, overwrite=False) == wanted
+    assert file.begun(path, replace(settings, seeds=(4,)), overwrite=False) is None
+
+
+def test_a_plan_that_is_no_longer_what_the_league_was_begun_with_is_refused(
+    measured: Measured, settings: Settings, tmp_path: Path
+) -> None:
+    league, path = measured[0], tmp_path / "league.h5"
+    full, half, *rest = league.entrants
+    moved = (full, replace(half, peak_bytes=half.peak_bytes - 256), *rest)
+    file.save(path, replace(league, entrants=moved, rows=league.rows[:1]))
+
+    with pytest.raises(
+        KVScopeError, match=r"heatkv at 0\.4\d+: plans 592,640 bytes, the league was begun with 592,384"
+    ):
+        run_league(settings, path)
 
 
 def test_a_killed_league_leaves_a_whole_file_and_no_worker(tmp_path: Path) -> None:
