@@ -142,6 +142,6 @@ def _tables(run: Run, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _whole(visible: Visible) -> tuple[Tensor, Tensor]:
     """Keys and values [R, H, T, D] of heads that all have stored equally many tokens, the current scale last."""
-    stored = (part.unflatten(1, (visible.num_heads, -1)) for part in visible.pool.read(np.concatenate(visible.slots)))
+    stored = visible.pool.read(np.stack(visible.slots))
     keys, values = (torch.cat(pair, dim=2) for pair in zip(stored, (visible.keys, visible.values), strict=True))
     return keys, values

@@ -170,7 +170,8 @@ class _Pass:
         needed = (self.limit + missing) / (self.costs.sink_bytes_per_token * self.scales.history_tokens * slots)
         return BudgetError(
             f"the budget allows {self.limit:,} bytes a row, sinks and pins alone need about "
-            f"{self.limit + missing:,} after scale {query_scale}, layer {layer}; clear pins, lower the sink scales, or raise the budget",
+            f"{self.limit + missing:,} after scale {query_scale}, layer {layer}; "
+            "clear pins, lower the sink scales, or raise the budget",
             minimum=needed,
         )
 
