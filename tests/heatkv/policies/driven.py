@@ -70,12 +70,12 @@ def driven(
                 cache.store(layer, query_scale=query_scale, keys=keys, values=values)
             elif query_scale < plan.scales.num_scales - 1:
                 candidates = cache.candidates(layer, query_scale=query_scale, keys=keys, values=values)
-                candidates, keep = selector.choose(layer, query_scale, q, candidates)
-                cache.store(layer, candidates, keep)
+                chosen = selector.choose(layer, query_scale, q, candidates)
+                cache.store(layer, chosen)
                 alive[layer] = False
-                for group in candidates:
-                    for index, head in enumerate(group.heads):
-                        alive[layer, :, head].scatter_(1, group.tokens[:, index].gather(1, keep[head]), True)
+                for group, keep in chosen:
+                    own = torch.zeros_like(alive[layer, :, : len(group.heads)])
+                    alive[layer, :, list(group.heads)] = own.scatter_(2, group.tokens.gather(2, keep), True)
             yield Step(
                 query_scale, layer, cache.accounted_bytes, cache.storage_bytes, alive[layer].clone(), out, twin_out
             )
