@@ -124,7 +124,13 @@ def generate(
     if forced_bits is not None:
         _check_bits(forced_bits, len(texts), model.config, scales)
     text = model.encode_text(texts, negatives, guided=sampling.guided)
-    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, requested=attention)
+    path = choose_path(
+        text.pooled.device,
+        dtype=model.kv_dtype,
+        head_dim=model.config.head_dim,
+        requested=attention,
+        codecs=schedule.codecs,
+    )
     run = Run(model, text, scales, schedule, sampling, path, probe, online)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
@@ -289,6 +295,7 @@ class Run:
             device=str(self.device),
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
+            pools=self.cache.pool_starts if isinstance(self.cache, KVCache) else (),
             schedule=self.schedule,
         )
 

@@ -49,6 +49,17 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolStart:
+    """Where a cache keeps the tokens of one codec."""
+
+    codec: str
+    bytes_per_token: int
+    """Of one token's key and value in one head, over all rows."""
+    capacity_tokens: int
+    """Head-tokens that it has room for."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Fixed facts of a run, known before its first step."""
 
@@ -70,6 +81,8 @@ class RunStart:
     """Head-tokens that the cache has room for."""
     schedule: PruningSchedule
     """The plan in force."""
+    pools: tuple[PoolStart, ...] = ()
+    """One for each codec of the plan; empty: it has none, and every token takes what the dtype does."""
 
 
 @dataclass(frozen=True, slots=True)

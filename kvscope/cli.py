@@ -26,6 +26,7 @@ from kvscope.commands import (
     export,
     fidelity,
     keys,
+    league,
     ledger,
     plan,
     replay,
@@ -140,8 +141,12 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def open_command(args: argparse.Namespace) -> int:
-    """Open a trace, finished or still growing, on the screen."""
+    """Open a trace, or a league, finished or still growing, on the screen."""
+    from kvscope.league.file import is_league
     from kvscope.tui.app import run_app
+
+    if is_league(args.trace):
+        return _open_league(args)
 
     return run_app(
         args.trace,
@@ -186,7 +191,7 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def calibrate_command(args: argparse.Namespace) -> int:
-    """Measure attention over prompts; rank the heads."""
+    """Measure over prompts what policies go by; rank the heads."""
     from heatkv.prompts import read_prompts
     from kvscope.calibrate import run_calibration
     from kvscope.official import check_official, save_official
@@ -200,6 +205,7 @@ def calibrate_command(args: argparse.Namespace) -> int:
         options.job_of(args),
         prompts[: args.samples],
         args.output,
+        only_mass=args.only == "mass",
         overwrite=args.overwrite,
         threads=args.threads,
         narrate=narrate,
@@ -241,6 +247,16 @@ def demo_command(args: argparse.Namespace) -> int:
     return run_app(out, keymap=args.keymap)
 
 
+def _open_league(args: argparse.Namespace) -> int:
+    from kvscope.tui.league import run_league_app
+
+    given = {"--with": args.other, "--edit": args.edit, "--screen": args.screen, "--goto": args.goto}
+    unread = [name for name, value in given.items() if value]
+    if unread:
+        raise UsageError(f"{args.trace}: a league; {', '.join(unread)} is of traces; leave it out")
+    return run_league_app(args.trace, light=args.light)
+
+
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     options.plan_options(parser)
     plan.add_options(parser)
@@ -279,6 +295,12 @@ COMMANDS: dict[str, Command] = {
         "account for memory, from the budget to the process",
         "kvscope ledger run.h5",
     ),
+    "league": Command(
+        league.run,
+        league.add_options,
+        "measure policies against each other at equal true bytes",
+        "kvscope league show league.h5 --against heatkv",
+    ),
     "capacity": Command(
         capacity.run,
         capacity.add_options,
@@ -308,7 +330,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command(
         calibrate_command,
         options.calibrate_options,
-        "measure attention over prompts, and rank the heads by it",
+        "measure over prompts what policies go by, and rank the heads",
         "kvscope calibrate --model infinity-2b --weights DIR --prompts prompts.txt --samples 10 -o scas.h5",
     ),
     "plan": Command(

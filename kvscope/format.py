@@ -379,6 +379,8 @@ HEADER = (
     HeaderKey("versions", "text", "JSON: software that made the trace"),
     HeaderKey("attention", "text", "How self attention was computed, and why so", optional=True),
     HeaderKey("capacity_tokens", "integer", "Head-tokens that the cache has room for", optional=True),
+    HeaderKey("pools", "text", "JSON: for each codec that the plan stores tokens in, `codec`, `bytes_per_token` (K and "
+              "V of one head, all rows) and `capacity_tokens`; absent: all are in `dtype`", optional=True),
     HeaderKey("tiers", "text", "What is recorded of attention: `occupancy` (kept and read tokens, always), `mass`, "
               "`mass_uncond`, `maps`", optional=True),
     HeaderKey("perturbed", "integer", "1: recording changed the run's memory or speed"),

@@ -184,9 +184,10 @@ def _defined(schedule: PruningSchedule, job: _Job) -> tuple[Line, ...]:
 def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known]:
     """Per scale, and under None for the whole run."""
     num_scales = schedule.scales.num_scales
-    kept = schedule.tokens_held().reshape(num_scales, -1).max(axis=1) * job.token_bytes
-    stored = forecast.stored_bytes(schedule, job.token_bytes).reshape(num_scales, -1).max(axis=1)
-    capacity = schedule.peak_tokens * job.token_bytes
+    head_dim, sizes = job.config.head_dim, {"rows": job.rows, "dtype_bytes": job.dtype_bytes}
+    kept = schedule.bytes_held(head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
+    stored = forecast.stored_bytes(schedule, head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
+    capacity = schedule.capacity_bytes(head_dim, **sizes)
     layers = [_layer_bytes(schedule, job, scale) for scale in range(num_scales)]
     found: dict[int | None, Known] = {None: _predicted(job, int(kept.max()), capacity, int(stored.max()), max(layers))}
     for scale in range(num_scales):
@@ -242,8 +243,8 @@ def _measured(trace: Trace, begin: int, end: int) -> Known:
 
 def _measured_cache(header: Header, steps: NDArray[np.void]) -> Known:
     capacity = unavailable("the trace does not say")
-    if header.capacity_tokens is not None:
-        capacity = Amount(header.capacity_tokens * header.bytes_per_token, "measured", "the same all the time")
+    if header.capacity_bytes is not None:
+        capacity = Amount(header.capacity_bytes, "measured", "the same all the time")
     return {
         "kept": _most_step(steps, "accounted_bytes"),
         "capacity": capacity,

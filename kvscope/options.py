@@ -46,6 +46,16 @@ def policy_options(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=fraction, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
     add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
     add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
+    codec_option(parser)
+
+
+def codec_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-codec",
+        metavar="C",
+        help="how stored tokens but the sinks are written: model, fp8, int8, int4 or int2; a budget is then the same "
+        "bytes and buys more tokens (default: model, or the schedule's own)",
+    )
 
 
 def weights_options(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +132,12 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
         help="one prompt a line, or .jsonl with prompt or caption",
     )
     add("--samples", type=whole, metavar="N", help="use only the first N prompts")
+    add(
+        "--only",
+        choices=["mass"],
+        metavar="WHAT",
+        help="mass: measure attention mass alone, all that policy heatkv needs, in less time",
+    )
     model_options(parser)
     weights_options(parser)
     threads_option(parser)
@@ -241,6 +257,7 @@ def job_of(args: argparse.Namespace) -> Job:
         orders=_text(given.get("orders")),
         schedule=_text(given.get("schedule")),
         sink_scales=args.sink_scales,
+        kv_codec=given.get("kv_codec", "model"),
         cfg=given.get("cfg", config.cfg),
         tau=given.get("tau", config.tau),
         dtype=args.dtype,

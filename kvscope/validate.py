@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.codecs import CODECS
 from heatkv.config import MODELS
 from kvscope import layout, maps
 from kvscope.analysis import summarize
@@ -116,7 +117,7 @@ def _tokens(trace: Trace) -> Iterator[Finding]:
 
 def _bytes(trace: Trace) -> Iterator[Finding]:
     header, steps = trace.header, trace.steps
-    held = trace.schedule.tokens_held()[: len(steps)] * header.bytes_per_token
+    held = header.bytes_held(trace.schedule)[: len(steps)]
     yield from unequal("steps.accounted_bytes", steps["accounted_bytes"][: len(held)], held, why="tokens held × bytes")
     evicted = [_evicted_tokens(trace, step) for step in range(len(held))]
     yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], np.array(evicted), why="the plan")
@@ -131,14 +132,30 @@ def _evicted_tokens(trace: Trace, step: int) -> int:
 
 def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
     stored = trace.steps["storage_bytes"]
-    peak, least = trace.schedule.peak_tokens, capacity_tokens * trace.header.bytes_per_token
+    peak, least = trace.schedule.peak_tokens, trace.header.capacity_bytes or 0
     if capacity_tokens < peak:
         yield Finding("header key capacity_tokens", f"{capacity_tokens:,}", f"{peak:,} or more: the plan's peak")
+    yield from _pools(trace)
     short = np.flatnonzero(stored < least)
     if len(short):
         found = f"{stored[short[0]]:,}{more_text(len(short))}"
         expected = f"{least:,} bytes or more: room for {capacity_tokens:,} head-tokens"
         yield Finding(f"steps.storage_bytes[{short[0]}]", found, expected)
+
+
+def _pools(trace: Trace) -> Iterator[Finding]:
+    """What the header says of each codec, against the plan."""
+    header, schedule = trace.header, trace.schedule
+    if schedule.codec is None and not header.pools:
+        return
+    found = [(pool.codec, pool.bytes_per_token, pool.capacity_tokens) for pool in header.pools]
+    sizes = {"rows": header.rows, "dtype_bytes": header.dtype_bytes}
+    planned = [
+        (name, CODECS[name].bytes_per_token(header.head_dim, **sizes), int(held.max()))
+        for name, held in schedule.tokens_held_by_codec().items()
+    ]
+    if found != planned:
+        yield Finding("header key pools", f"{found}", f"{planned}: codecs, bytes per token and peaks of the plan")
 
 
 def _summaries(trace: Trace) -> Iterator[Finding]:

@@ -11,16 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from heatkv.kernels.mass import key_mass, scale_mass, whole_key_mass
+from heatkv.pool import TokenPool
 from heatkv.visible import Visible, gathered
 
 GATHER_BYTES = 32 << 20
 """The most that keys and values gathered for one call take (but at least one head's). From there on glibc's malloc
 fetches every block anew from the system, which costs more than the copying."""
+
+_DECODE_TOKENS = 4096
+"""Of several heads that are decoded together (but at least one head's)."""
 
 _MERGE_QUERIES = 512
 """From so many queries on, adding up partial attentions is faster than looking at the keys a second time."""
@@ -156,13 +161,27 @@ def _keys_values(visible: Visible, heads: list[int]) -> tuple[Tensor, Tensor]:
     num_stored = len(visible.slots[heads[0]])
     if not num_stored:
         return keys, values
-    slots = torch.stack([torch.from_numpy(visible.slots[head]) for head in heads])
     rows, _, num_current, head_dim = keys.shape
     room = keys.new_empty(2, rows, len(heads), num_stored + num_current, head_dim)
-    return (
-        gathered(visible.pool.keys, keys, slots, room[0]),
-        gathered(visible.pool.values, values, slots, room[1]),
-    )
+    if isinstance(visible.pool, TokenPool) and visible.pool.is_plain:
+        slots = torch.stack([torch.from_numpy(visible.slots[head]) for head in heads])
+        gathered(visible.pool.keys, keys, slots, room[0])
+        gathered(visible.pool.values, values, slots, room[1])
+    else:
+        room[0, :, :, num_stored:], room[1, :, :, num_stored:] = keys, values
+        _decode(visible, heads, room)
+    return room[0], room[1]
+
+
+def _decode(visible: Visible, heads: list[int], room: Tensor) -> None:
+    """Put each head's stored keys and values into room [2, R, len(heads), T, D], decoded, some heads at a time."""
+    num_stored = len(visible.slots[heads[0]])
+    together = max(1, _DECODE_TOKENS // num_stored)
+    for begin in range(0, len(heads), together):
+        some = heads[begin : begin + together]
+        read = visible.pool.read(np.concatenate([visible.slots[head] for head in some]))
+        for whole, part in zip(room, read, strict=True):
+            whole[:, begin : begin + together, :num_stored] = part.unflatten(1, (len(some), num_stored))
 
 
 def _at(heads: list[int]) -> slice | list[int]:

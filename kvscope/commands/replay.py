@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.arguments import whole
 from kvscope.errors import OutputError
 from kvscope.narration import narrate, print_data
+from kvscope.options import codec_option
 from kvscope.units import bytes_text, fraction_text, printable
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trace", type=Path, metavar="TRACE", help="the recorded run")
     add("--schedule", type=Path, required=True, metavar="FILE", help="the schedule to obey instead")
+    codec_option(parser)
     run_options(parser)
 
 
@@ -45,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
     schedule = PruningSchedule.load(args.schedule)
     with Trace.open(args.trace) as parent:
         job = parent.header.job.replayed(args.trace, args.schedule, args.mode)
+    if args.kv_codec is not None:
+        job, schedule = replace(job, kv_codec=args.kv_codec), schedule.in_codec(args.kv_codec)
     return run_and_tell(args, job, args.trace, schedule.content_hash)
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def planned_bytes(snapshot: Snapshot) -> NDArray[np.int64]:
     """Accounted bytes after each step if the plan is obeyed: [num_steps]."""
-    return snapshot.schedule.tokens_held() * snapshot.header.bytes_per_token
+    return snapshot.header.bytes_held(snapshot.schedule)
 
 
 @lru_cache(maxsize=4)

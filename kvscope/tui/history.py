@@ -122,7 +122,7 @@ def history_of(snapshot: Snapshot, layer: int, head: int, source_scale: int) -> 
         source_scale=source_scale,
         fate=_fate(snapshot, layer, head, source_scale),
         tokens=tokens,
-        num_bytes=tokens * snapshot.header.bytes_per_token,
+        num_bytes=tokens * _token_bytes(snapshot, layer, head, source_scale),
         drop_step=int(schedule.drop_step[layer, head, source_scale]),
         num_layers=schedule.num_layers,
         scas=float(scores[layer, head]),
@@ -250,13 +250,17 @@ def _moment(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_
     return Moment(
         query_scale=query_scale,
         kept_tokens=kept,
-        kept_bytes=kept * snapshot.header.bytes_per_token,
+        kept_bytes=kept * _token_bytes(snapshot, layer, head, source_scale),
         read_tokens=read,
         mass=mass,
         mass_uncond=float(snapshot.attention_mass_uncond[place]),
         of_cache=mass / past if past > 0 else float("nan"),
         as_planned=(kept, read) == _planned(snapshot, query_scale, layer, head, source_scale),
     )
+
+
+def _token_bytes(snapshot: Snapshot, layer: int, head: int, source_scale: int) -> int:
+    return int(snapshot.header.bytes_of(snapshot.schedule)[layer, head, source_scale])
 
 
 def _planned(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_scale: int) -> tuple[int, int]:

@@ -85,8 +85,8 @@ class PlanFacts:
 def plan_facts(snapshot: Snapshot) -> PlanFacts:
     """The plan in force."""
     schedule, token_bytes = snapshot.schedule, snapshot.header.bytes_per_token
-    held = schedule.tokens_held()
-    peak = int(held.argmax())
+    held, held_bytes = schedule.tokens_held(), snapshot.header.bytes_held(schedule)
+    peak = int(held_bytes.argmax())
     allowed = snapshot.summary.budget_bytes
     prunable = schedule.drop_step[:, :, schedule.sink_scales : -1]
     return PlanFacts(
@@ -96,7 +96,7 @@ def plan_facts(snapshot: Snapshot) -> PlanFacts:
         heads=schedule.num_layers * schedule.num_heads,
         history_tokens=schedule.history_tokens,
         peak_tokens=int(held[peak]),
-        peak_bytes=int(held[peak]) * token_bytes,
+        peak_bytes=int(held_bytes[peak]),
         peak_place=StepPlace(*divmod(peak, schedule.num_layers)),
         head_scales=prunable.size,
         dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),

@@ -219,7 +219,7 @@ def _mass_per_token(snapshot: Snapshot) -> Volume:
 def _mass_per_mib(snapshot: Snapshot) -> Volume:
     """Mass over what the keys and values that were read take, for all rows."""
     per_token = volume_of(snapshot, "mass_per_token")
-    return Volume(per_token.values * (_MIB / snapshot.header.bytes_per_token), per_token.cells)
+    return Volume(per_token.values * (_MIB / snapshot.header.bytes_of(snapshot.schedule)), per_token.cells)
 
 
 def _scas(snapshot: Snapshot) -> Volume:

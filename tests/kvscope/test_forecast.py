@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from heatkv.cache import KVCache
+from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.kernels import grouped
 from heatkv.orders import HeadOrders
@@ -41,10 +44,20 @@ def any_drops(seed: int, sinks: int) -> PruningSchedule:
     return PruningSchedule(drop_step, CONFIG.name, SCALES, sinks, "any")
 
 
+def any_codecs(seed: int) -> PruningSchedule:
+    """Any drop steps, any codecs."""
+    schedule, names = any_drops(seed, seed % 3), ("int8", "model", "int2")
+    codec = np.random.default_rng(seed).integers(0, len(names), schedule.drop_step.shape)
+    return dataclasses.replace(schedule, codec=codec, codecs=names)
+
+
 SCHEDULES = [
     FullPolicy().plan(CONFIG, SCALES),
     *(planned(fraction, sinks=sinks, seed=sinks) for fraction in (0.0, 0.1, 0.5, 1.0) for sinks in (1, 2)),
     *(any_drops(seed, seed % 3) for seed in range(12)),
+    *(any_codecs(seed) for seed in range(6)),
+    *(FullPolicy().plan(CONFIG, SCALES).in_codec(name) for name in CODECS),
+    *(planned(0.3, sinks=sinks, seed=9).in_codec("int4") for sinks in (1, 2)),
 ]
 
 
@@ -58,10 +71,11 @@ def test_stored_bytes_are_those_of_the_real_cache_after_every_step(schedule: Pru
         cache.store(layer, query_scale=query_scale, keys=keys, values=keys)
         held.append(cache.storage_bytes)
 
-    predicted = forecast.stored_bytes(schedule, TOKEN_BYTES)
+    predicted = forecast.stored_bytes(schedule, CONFIG.head_dim, rows=ROWS, dtype_bytes=DTYPE_BYTES)
 
     assert predicted.tolist() == held
-    assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
+    if schedule.codec is None:
+        assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=list(MODELS))
