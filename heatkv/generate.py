@@ -249,8 +249,7 @@ class Run:
             return 0
         assert self.selector is not None  # a TokenCache comes with one
         candidates = self.cache.candidates(layer, query_scale=self.query_scale, keys=k, values=v)
-        candidates, keep = self.selector.choose(layer, self.query_scale, q, candidates)
-        return self.cache.store(layer, candidates, keep)
+        return self.cache.store(layer, self.selector.choose(layer, self.query_scale, q, candidates))
 
     def _before_layer(self, _: int, x: Tensor) -> None:
         self.layer_input = x

@@ -29,6 +29,8 @@ class _Kept:
     """[R, G, P] int16: index in the sequence of all scales, ascending."""
     carried: Tensor | None
     """[R, G, P] float32: what the policy gave each token."""
+    sources: tuple[Sources, ...]
+    """Per head, of the first row's tokens."""
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +52,18 @@ class Candidates:
     carried: Tensor | None
     """[R, G, T] float32; 0 for the current scale's."""
 
+    def of(self, places: list[int]) -> Candidates:
+        """Those of the heads at these places."""
+        if len(places) == len(self.heads):
+            return self
+        carried = None if self.carried is None else self.carried[:, places]
+        heads = tuple(self.heads[place] for place in places)
+        return Candidates(heads, self.keys[:, places], self.values[:, places], self.tokens[:, places], carried)
+
+
+Chosen = tuple[Candidates, Tensor]
+"""Heads that keep equally many of their candidates, and which: [R, G, n] ascending positions."""
+
 
 class TokenCache:
     """Keys and values of one run's rows: for each layer and head, the tokens that a policy chose."""
@@ -67,8 +81,7 @@ class TokenCache:
         slots, tokens, sources = {}, {}, {}
         for kept in self._layers[layer]:
             for index, head in enumerate(kept.heads):
-                slots[head], tokens[head] = kept.slots[index], kept.tokens[:, index]
-                sources[head] = self._sources(kept.tokens[0, index])
+                slots[head], tokens[head], sources[head] = kept.slots[index], kept.tokens[:, index], kept.sources[index]
         none, no_tokens = np.empty(0, np.int32), torch.empty(len(keys), 0, dtype=torch.int16, device=keys.device)
         heads = range(keys.shape[1])
         return Visible(
@@ -87,24 +100,24 @@ class TokenCache:
         rows, num_heads, num_current, _ = keys.shape
         first = self.plan.scales.offsets[query_scale]
         current = torch.arange(first, first + num_current, device=keys.device).expand(rows, num_heads, -1)
-        if not self._layers[layer]:
-            return [Candidates(tuple(range(num_heads)), keys, values, current, None)]
-        return [self._with_current(kept, keys, values, current) for kept in self._layers[layer]]
+        found = [self._with_current(kept, keys, values, current) for kept in self._layers[layer]]
+        stored = {head for group in found for head in group.heads}
+        fresh = [head for head in range(num_heads) if head not in stored]
+        if fresh:
+            found.append(Candidates(tuple(range(num_heads)), keys, values, current, None).of(fresh))
+        return found
 
-    def store(self, layer: int, candidates: list[Candidates], keep: list[Tensor]) -> int:
-        """End a step: of each head only the candidates in `keep`, [R, n] ascending positions a head, stay.
-
-        Returns the tokens of all heads that are gone.
-        """
-        before = sum(each.tokens.shape[1] * each.tokens.shape[2] for each in candidates)
+    def store(self, layer: int, chosen: list[Chosen]) -> int:
+        """End a step: of its candidates each head keeps what is chosen. Returns the head-tokens that are gone."""
+        before = sum(each.tokens.shape[1] * each.tokens.shape[2] for each, _ in chosen)
         self._free(layer)
-        count = sum(each.shape[1] for each in keep)
+        count = sum(keep.shape[1] * keep.shape[2] for _, keep in chosen)
         slots, begin = self.pool.take(count), 0
-        for heads, keys, values, tokens, carried in _regrouped(candidates, keep):
+        for heads, keys, values, tokens, carried in _regrouped(chosen):
             end = begin + tokens.shape[1] * tokens.shape[2]
             own = slots[begin:end].reshape(len(heads), -1).copy()
             self.pool.write(own.ravel(), keys.flatten(1, 2), values.flatten(1, 2))
-            self._layers[layer].append(_Kept(heads, own, tokens, carried))
+            self._layers[layer].append(_Kept(heads, own, tokens.to(torch.int16), carried, self._sources(tokens[0])))
             begin = end
         self._num_tokens += count
         self._index_bytes += sum(kept.nbytes for kept in self._layers[layer])
@@ -115,7 +128,7 @@ class TokenCache:
         tokens = np.zeros((self.plan.config.num_heads, self.plan.scales.num_scales), np.int64)
         for kept in self._layers[layer]:
             for index, head in enumerate(kept.heads):
-                for source_scale, count in self._sources(kept.tokens[0, index]):
+                for source_scale, count in kept.sources[index]:
                     tokens[head, source_scale] = count
         return tokens
 
@@ -163,40 +176,40 @@ class TokenCache:
             self._index_bytes -= kept.nbytes
         self._layers[layer].clear()
 
-    def _sources(self, tokens: Tensor) -> Sources:
-        """(source_scale, tokens) of one row's tokens; waits for the device."""
-        source = np.searchsorted(self.plan.scales.offsets[1:], tokens.cpu().numpy(), side="right")
-        found, counts = np.unique(source, return_counts=True)
-        return tuple(zip(found.tolist(), counts.tolist(), strict=True))
+    def _sources(self, tokens: Tensor) -> tuple[Sources, ...]:
+        """(source_scale, tokens) of each head's tokens [G, P], ascending; waits for the device."""
+        ends = np.array(self.plan.scales.offsets[1:])
+        before = np.array([np.searchsorted(each, ends) for each in tokens.cpu().numpy()])  # each is ascending
+        counts = np.diff(before, prepend=0).tolist()
+        return tuple(tuple((scale, count) for scale, count in enumerate(each) if count) for each in counts)
 
 
 _Group = tuple[tuple[int, ...], Tensor, Tensor, Tensor, Tensor | None]
 
 
-def _regrouped(candidates: list[Candidates], keep: list[Tensor]) -> list[_Group]:
+def _regrouped(chosen: list[Chosen]) -> list[_Group]:
     """What stays, heads with equally many tokens together: heads, keys, values, tokens, carried."""
-    by_count: dict[int, list[tuple[int, Candidates, int]]] = {}
-    for group in candidates:
-        for index, head in enumerate(group.heads):
-            by_count.setdefault(keep[head].shape[1], []).append((head, group, index))
+    by_count: dict[int, list[Chosen]] = {}
+    for each in chosen:
+        by_count.setdefault(each[1].shape[2], []).append(each)
     groups: list[_Group] = []
     for count, members in by_count.items():
         if not count:
             continue
-        heads = tuple(head for head, _, _ in members)
+        heads = tuple(head for group, _ in members for head in group.heads)
         keys, values = (
-            torch.stack([_rows(getattr(group, name)[:, index], keep[head]) for head, group, index in members], dim=1)
-            for name in ("keys", "values")
+            _joined([_rows(getattr(group, name), keep) for group, keep in members]) for name in ("keys", "values")
         )
-        tokens = torch.stack([group.tokens[:, index].gather(1, keep[head]) for head, group, index in members], dim=1)
-        carried = [
-            group.carried[:, index].gather(1, keep[head]) for head, group, index in members if group.carried is not None
-        ]
-        together = torch.stack(carried, dim=1) if carried else None
-        groups.append((heads, keys, values, tokens.to(torch.int16), together))
+        tokens = _joined([group.tokens.gather(2, keep) for group, keep in members])
+        carried = [group.carried.gather(2, keep) for group, keep in members if group.carried is not None]
+        groups.append((heads, keys, values, tokens, _joined(carried) if carried else None))
     return groups
 
 
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
 def _rows(tensor: Tensor, keep: Tensor) -> Tensor:
-    """[R, n, D] of [R, T, D]: each row's own positions [R, n]."""
-    return tensor.gather(1, keep[..., None].expand(-1, -1, tensor.shape[2]))
+    """[R, G, n, D] of [R, G, T, D]: each row's and head's own positions [R, G, n]."""
+    return tensor.gather(2, keep[..., None].expand(-1, -1, -1, tensor.shape[3]))

@@ -1,37 +1,16 @@
-"""What policies look at, made up: random heads at a step, and random measurements."""
+"""What policies look at, made up: random heads at a step."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from heatkv.measurements import Measurements
 from heatkv.seen import Seen
 
 if TYPE_CHECKING:
-    from heatkv.config import ModelConfig
     from heatkv.scales import ScaleSchedule
-
-
-def random_measurements(config: ModelConfig, scales: ScaleSchedule, *, seed: int = 0) -> Measurements:
-    """Of every kind that a policy needs, NaN where calibration has NaN."""
-    random = np.random.default_rng(seed)
-    layers, heads, num_scales = config.num_layers, config.num_heads, scales.num_scales
-    mass = random.random((num_scales, layers, heads, num_scales)) + 1e-3
-    for query_scale in range(num_scales):
-        mass[query_scale, ..., query_scale + 1 :] = np.nan
-    selectivity, similarity = random.random((num_scales, layers)), random.random((layers, num_scales))
-    selectivity[0], similarity[:, 0] = np.nan, np.nan
-    return Measurements(
-        attention_mass=mass / np.nansum(mass, axis=-1, keepdims=True),
-        column_variance=random.random((layers, heads)),
-        selectivity=selectivity,
-        kv_similarity=similarity,
-        provenance={"model": config.name, "scales": scales.to_json(), "source": "random numbers"},
-    )
 
 
 def seen(

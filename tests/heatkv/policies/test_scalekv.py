@@ -16,7 +16,8 @@ from heatkv.measurements import Measurements
 from heatkv.policies.scalekv import ScaleKVPolicy
 from heatkv.scales import ScaleSchedule
 from heatkv.selection import best, with_sinks
-from tests.heatkv.policies.seeing import random_measurements, seen
+from tests.heatkv.policies.measured import random_measurements
+from tests.heatkv.policies.seeing import seen
 
 if TYPE_CHECKING:
     from pathlib import Path
