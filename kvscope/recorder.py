@@ -199,13 +199,14 @@ class Recorder:
     def finish(self, status: Ending = "done", message: str = "") -> str | None:
         """End the trace and close the file; later calls do nothing. Returns `failed`.
 
-        A scale that is not done is not recorded.
+        A scale that is not done is not recorded. A Ctrl-C that comes meanwhile is passed on when the file is closed.
         """
-        if self._thread is not None and self._thread.is_alive():
-            self._send(_End(Status[status.upper()], message))
-            self._thread.join(CLOSE_WAIT_S)
-            if self._thread.is_alive():
-                self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
+        end = _End(Status[status.upper()], message)
+        try:
+            self._close(end)
+        except KeyboardInterrupt:
+            self._close(end)
+            raise
         self._stop_sampler()
         if self._error is not None:
             error, self._error = self._error, None
@@ -234,6 +235,13 @@ class Recorder:
             self._queue.put(message, timeout=MAX_WAIT_S)
         except queue.Full:
             self._stop_recording(f"the file took no data for {MAX_WAIT_S:g} s")
+
+    def _close(self, end: _End) -> None:
+        if self._thread is not None and self._thread.is_alive():
+            self._send(end)
+            self._thread.join(CLOSE_WAIT_S)
+            if self._thread.is_alive():
+                self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
 
     def _stop_recording(self, reason: str) -> None:
         self._reason = reason

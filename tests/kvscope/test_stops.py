@@ -1,0 +1,89 @@
+"""Signals are sent to real processes: what they do to an exit code shows nowhere else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from kvscope.control.client import ask
+from kvscope.trace import Trace
+
+_COMMAND = """
+import os, signal, sys
+from dataclasses import replace
+from kvscope import cli
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def run(args):
+{body}
+    return 0
+
+cli.COMMANDS["runs"] = replace(cli.COMMANDS["runs"], run=run)
+code = cli.main(["runs", "."])
+{after}
+sys.exit(code)
+"""
+
+
+def ended(folder: Path, body: str, *, after: str = "") -> tuple[int, str]:
+    """The exit code and stderr of `python -m` of a command that does `body`."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    (folder / "command.py").write_text(_COMMAND.format(body=lines, after=after))
+    path = os.pathsep.join([str(folder), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-m", "command"],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_stop_within_an_exec_of_text_ends_by_code_and_not_by_signal(tmp_path: Path) -> None:
+    # As while torch is imported: its dataclasses are made by exec.
+    assert ended(tmp_path, 'exec("stop()", {"stop": stop})') == (130, "kvscope: stopped\n")
+
+
+def test_a_second_signal_does_not_break_what_the_first_one_closes(tmp_path: Path) -> None:
+    body = "try:\n    stop()\nfinally:\n    stop()\n    sys.stderr.write('closed\\n')"
+
+    assert ended(tmp_path, body) == (130, "closed\nkvscope: stopped\n")
+
+
+def test_a_stop_while_an_error_is_told_is_still_a_stop(tmp_path: Path) -> None:
+    body = "cli.narrate = lambda text: stop() if 'error' in text else None\nraise cli.UsageError('no')"
+
+    assert ended(tmp_path, body) == (130, "")
+
+
+def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
+    assert ended(tmp_path, "pass", after="stop()") == (0, "")
+
+
+def test_a_paused_run_that_is_told_twice_closes_its_trace(
+    tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    out = tmp_path / "run.h5"
+    arguments = ["run", "--model", "infinity-tiny", "--random-weights", "--threads", "1", "-o", str(out)]
+    run = subprocess.Popen([sys.executable, "-m", "kvscope", *arguments], stderr=subprocess.DEVNULL)
+    fake_run.wait_for(lambda: list(tmp_path.glob("kvscope/*.sock")), seconds=60)
+    socket = str(next(tmp_path.glob("kvscope/*.sock")))
+    ask(socket, "pause")
+    fake_run.wait_for(lambda: ask(socket).progress.state == "paused", seconds=60)
+
+    run.terminate()
+    run.terminate()
+
+    assert run.wait(60) == 130
+    with Trace.open(out) as trace:
+        assert trace.status == "cancelled"
