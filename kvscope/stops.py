@@ -5,9 +5,11 @@ No second one follows while the command closes its files, and none after its end
 
 from __future__ import annotations
 
+import atexit
 import signal
 import time
 
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
 QUIET_S = 10.0
 """For so long after a stop, or after the command's end, another signal is the same one: closing takes less."""
 
@@ -19,8 +21,9 @@ class Stops:
         self._quiet_until_s = 0.0
 
     def listen(self) -> None:
-        for ending in (signal.SIGTERM, signal.SIGHUP):
+        for ending in _ENDING:
             signal.signal(ending, self._hear)
+        atexit.register(_ignore)
 
     def hush(self) -> None:
         """The command is ending by itself: what comes now comes too late."""
@@ -39,3 +42,9 @@ def forget_interrupt() -> None:
     that only the next `exec` of text takes away; with it, `python -m` ends by SIGINT whatever code it exits with.
     """
     exec("")
+
+
+def _ignore() -> None:
+    # Python itself puts back what was before it while it ends, which kills; but it leaves what is ignored.
+    for ending in _ENDING:
+        signal.signal(ending, signal.SIG_IGN)

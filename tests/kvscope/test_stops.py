@@ -68,6 +68,15 @@ def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
     assert ended(tmp_path, "pass", after="stop()") == (0, "")
 
 
+def test_a_signal_while_python_ends_changes_nothing(tmp_path: Path) -> None:
+    # Let go of when modules are: after atexit, as most of torch is.
+    after = (
+        "class Last:\n    def __del__(self, kill=os.kill, pid=os.getpid()):\n        kill(pid, 15)\nsys.last = Last()"
+    )
+
+    assert ended(tmp_path, "pass", after=after) == (0, "")
+
+
 def test_a_paused_run_that_is_told_twice_closes_its_trace(
     tmp_path: Path, fake_run: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
