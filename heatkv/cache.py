@@ -39,7 +39,7 @@ class KVCache:
         resident = sum(tokens[: self._num_resident])
         self._resident = self.pool.take(num_layers * num_heads * resident).reshape(num_layers, num_heads, -1)
         """[layer, head, token]: where the first scales go, that never leave."""
-        self._num_tokens = self._index_bytes = 0
+        self._num_tokens = self._index_bytes = self._left_at_revision = 0
 
     def visible(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> Visible:
         """What attention of this layer sees: the stored tokens of each head, then the current scale for every head."""
@@ -61,10 +61,11 @@ class KVCache:
         """End a step, when attention has read: free what leaves after it in any layer, then keep the current scale.
 
         `keys` and `values`: [R, H, L, D], of which only the heads that outlive the step are copied. Returns the
-        tokens of all heads that are gone, the current scale's included.
+        tokens of all heads that are gone, the current scale's included, and those that left by a revision just before.
         """
         step = query_scale * self.schedule.num_layers + layer
-        evicted = self._evict(step)
+        evicted = self._evict(step) + self._left_at_revision
+        self._left_at_revision = 0
         if query_scale == self.schedule.scales.num_scales - 1:
             return evicted
         tokens = int(keys.shape[2])
@@ -76,6 +77,15 @@ class KVCache:
             self._index_bytes += sum(each.nbytes for each in slots.values() if each.base is None)
             self._num_tokens += len(kept) * tokens
         return evicted + (self.schedule.num_heads - len(kept)) * tokens
+
+    def revise(self, schedule: PruningSchedule, query_scale: int) -> None:
+        """Go on with a schedule that `heatkv.revision.revised` made, before the first step of this query scale.
+
+        What it has let go of by then leaves now; the next step tells of it.
+        """
+        self._share_resident()
+        self.schedule = schedule
+        self._left_at_revision = self._evict(query_scale * schedule.num_layers - 1)
 
     def kept_tokens(self, layer: int) -> NDArray[np.int64]:
         """Tokens that a layer holds now: [head, source_scale]."""
@@ -118,6 +128,19 @@ class KVCache:
                 freed += len(slots)
         self._num_tokens -= freed
         return freed
+
+    def _share_resident(self) -> None:
+        """Treat the first scales as all others: another schedule may let go of them."""
+        for held in self._held:
+            for where, slots in held.items():
+                if slots.base is not None:
+                    held[where] = slots.copy()
+                    self._index_bytes += slots.nbytes
+        used = [slots for held in self._held for slots in held.values()]
+        unused = np.setdiff1d(self._resident, np.concatenate(used)) if used else self._resident.ravel()
+        if len(unused):
+            self.pool.give(unused.copy())
+        self._resident, self._num_resident = self._resident[..., :0].copy(), 0
 
     def _slots_for(self, layer: int, source_scale: int, head: int, tokens: int) -> Slots:
         """Where a source scale of one head goes."""

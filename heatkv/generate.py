@@ -22,6 +22,7 @@ from heatkv.config import ModelConfig
 from heatkv.errors import OptionError
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
+from heatkv.revision import check_room, revised
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from heatkv.transformer import NUM_LEVEL_EMBEDDINGS, Infinity, Rope, TextContext
@@ -159,6 +160,18 @@ class Run:
         """Let go of the cache's memory."""
         self.cache.clear()
 
+    def revise(self, schedule: PruningSchedule, query_scale: int) -> PruningSchedule:
+        """Go on with another schedule, before the first step of this query scale; the one that is obeyed then.
+
+        Raises ScheduleError if what has left would come back, or the cache has no room; see heatkv.revision.
+        """
+        one = revised(self.schedule, schedule, query_scale)
+        room, token_bytes = self.cache.capacity_tokens, self.cache.pool.bytes_per_slot
+        check_room(one, query_scale, capacity_tokens=room, bytes_per_token=token_bytes)
+        self.cache.revise(one, query_scale)
+        self.schedule = one
+        return one
+
     def all_scales(
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -260,6 +273,7 @@ class Run:
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
             schedule=self.schedule,
+            revise=self.revise,
         )
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from heatkv.scales import ScaleSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -70,6 +72,9 @@ class RunStart:
     """Head-tokens that the cache has room for."""
     schedule: PruningSchedule
     """The plan in force."""
+    revise: Callable[[PruningSchedule, int], PruningSchedule] | None = None
+    """Goes on with another schedule from a query scale on; called by a probe before that scale, in `run_started` or
+    `scale_done`, which returns the schedule then in force. Raises ScheduleError; None: it cannot be revised."""
 
 
 @dataclass(frozen=True, slots=True)
