@@ -139,7 +139,7 @@ class Recorder:
         self._steps: list[StepInfo] = []
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
         self._thread: threading.Thread | None = None
-        self._created = threading.Event()
+        self._created, self._ended = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._cost = RecordingCost()
 
@@ -237,10 +237,11 @@ class Recorder:
             self._stop_recording(f"the file took no data for {MAX_WAIT_S:g} s")
 
     def _close(self, end: _End) -> None:
-        if self._thread is not None and self._thread.is_alive():
+        # Not asked of the thread: a `join` that a signal interrupts takes it for dead (CPython before 3.13), and a
+        # process that ends while it writes hangs, as HDF5's lock is then nobody's.
+        if self._thread is not None and not self._ended.is_set():
             self._send(end)
-            self._thread.join(CLOSE_WAIT_S)
-            if self._thread.is_alive():
+            if not self._ended.wait(CLOSE_WAIT_S):
                 self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
 
     def _stop_recording(self, reason: str) -> None:
@@ -275,6 +276,12 @@ class Recorder:
     # In the writer's thread: the only one that touches the file.
 
     def _write_all(self) -> None:
+        try:
+            self._write_file()
+        finally:
+            self._ended.set()
+
+    def _write_file(self) -> None:
         try:
             writer = self._create()
         except Exception as error:  # handed to run_started, which raises it

@@ -96,3 +96,32 @@ def test_a_paused_run_that_is_told_twice_closes_its_trace(
     assert run.wait(60) == 130
     with Trace.open(out) as trace:
         assert trace.status == "cancelled"
+
+
+_INTERRUPTED = """
+import sys, threading
+sys.path.insert(0, {folder!r})
+import fake_run
+from kvscope.recorder import Recorder
+
+class Slow(Recorder):
+    def _write(self, writer, message):
+        if type(message).__name__ == "_End":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        super()._write(writer, message)
+
+import os, signal, time
+with Slow({path!r}, fake_run.fake_job()) as recorder:
+    fake_run.run(recorder)
+"""
+
+
+def test_a_stop_while_the_recorder_closes_waits_until_it_has(tmp_path: Path) -> None:
+    # Thread.join, interrupted, would take the writer for dead; and Python, ending beside it, would hang in HDF5.
+    script = _INTERRUPTED.format(folder=str(Path(__file__).parent), path=str(tmp_path / "run.h5"))
+    body = f"exec({script!r}, {{}})"
+
+    assert ended(tmp_path, body) == (130, "kvscope: stopped\n")
+    with Trace.open(tmp_path / "run.h5") as trace:
+        assert trace.status == "done"
