@@ -115,7 +115,7 @@ def _run_one(args: argparse.Namespace, stops: Stops) -> int:
         drop_stdout()
         return 0
     finally:
-        stops.hush()
+        stops.end()
 
 
 def _welcome() -> int:

@@ -64,6 +64,15 @@ def test_a_stop_while_an_error_is_told_is_still_a_stop(tmp_path: Path) -> None:
     assert ended(tmp_path, body) == (130, "")
 
 
+def test_a_stop_that_python_drops_in_a_callback_comes_again(tmp_path: Path) -> None:
+    body = (
+        "class One:\n    def __del__(self):\n        stop()\n"
+        "One()\nimport time\ntime.sleep(20)\nsys.stderr.write('went on\\n')"
+    )
+
+    assert ended(tmp_path, body) == (130, "kvscope: stopped\n")
+
+
 def test_a_signal_after_the_end_changes_nothing(tmp_path: Path) -> None:
     assert ended(tmp_path, "pass", after="stop()") == (0, "")
 
