@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.probe import Capture, RunStart, ScaleInfo, StepInfo
+    from heatkv.schedule import PruningSchedule
     from kvscope.job import Job
     from kvscope.nvml import GpuSampler
 
@@ -137,6 +138,7 @@ class Recorder:
         self._filter = filter
         self._start: RunStart | None = None
         self._steps: list[StepInfo] = []
+        self._revision: dict[str, NDArray[np.generic]] = {}
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
         self._thread: threading.Thread | None = None
         self._created, self._ended = threading.Event(), threading.Event()
@@ -173,6 +175,10 @@ class Recorder:
             raise self._error
         if self.file.spool is not None:
             self._narrate(self.file.spool.notice)
+
+    def revised(self, schedule: PruningSchedule, asked_sha256: str) -> None:
+        """The next scale obeys another schedule, made by `heatkv.revision.revised`; see format.TABLES for the hash."""
+        self._revision = rows.revision_arrays(schedule, asked_sha256)
 
     def step_done(self, step: StepInfo) -> None:
         """Keep what a step says until its scale is done. Touches no tensor."""
@@ -254,7 +260,8 @@ class Recorder:
         arrays: dict[str, NDArray[np.generic]] = {
             "kept_tokens": np.stack([step.kept_tokens for step in steps]),
             "read_tokens": np.stack([step.read_tokens for step in steps]),
-        }
+        } | self._revision
+        self._revision = {}
         for name in ("attention_mass", "attention_mass_uncond"):
             if any(getattr(step, name) is not None for step in steps):
                 arrays[name] = rows.mass_array(steps, name)

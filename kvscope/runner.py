@@ -135,7 +135,9 @@ def run_job(
         *([progress] if progress else []),
     ]
     if gate is not None:
-        gate.recording(recorder.run_id, _log_to(recorder, narrate))
+        # What a forced run records of its parent holds for the plan that it began with.
+        revised = None if job.mode == "forced" else recorder.revised
+        gate.recording(recorder.run_id, _log_to(recorder, narrate), revised)
         probes.append(gate)  # the last: what it holds back is recorded
     with _closing(recorder):
         generation = pipeline.generate(
