@@ -265,7 +265,7 @@ class TestReplay:
         before = leftovers(tmp_path)
         other = tmp_path / "other.h5"
 
-        assert "expected one of forced, free" in refused("replay", parent, "--schedule", schedule, "--mode", "x")
+        assert "expected one of free, forced" in refused("replay", parent, "--schedule", schedule, "--mode", "x")
         assert "none.json" in refused("replay", parent, "--schedule", tmp_path / "none.json", "-o", other)
         assert "none.h5" in refused("replay", tmp_path / "none.h5", "--schedule", schedule, "-o", other, code=5)
         assert leftovers(tmp_path) == before
