@@ -127,7 +127,7 @@ def _recorded(pipeline: Pipeline, folder: Path, count: int) -> list[Path]:
 
 def _evidence(traces: Sequence[Trace]) -> Evidence:
     calibration = Calibration.load(CALIBRATION)
-    ground = replace(ground_of(traces[0]), orders=calibration.scores().orders())
+    ground = replace(ground_of(traces[0].header), orders=calibration.scores().orders())
     return Evidence(ground, mean_mass(calibration.attention_mass), tuple(traces))
 
 

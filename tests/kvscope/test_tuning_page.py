@@ -37,7 +37,7 @@ def test_the_grammar_has_every_verb() -> None:
 def test_the_edits_lead_to_the_schedule_that_the_page_shows() -> None:
     script = (ROOT / "traces" / "edits.kvs").read_text(encoding="utf-8")
     with Trace.open(ROOT / "traces" / "infinity-tiny-full.h5") as trace:
-        ground = ground_of(trace)
+        ground = ground_of(trace.header)
         orders = load_orders(ROOT / "traces" / "infinity-tiny-scas.h5", ground.config)
         draft = Draft.of(trace.schedule, replace(ground, orders=orders))
         schedule = replayed(draft, script.splitlines(), source="edits.kvs").draft.schedule
