@@ -50,6 +50,7 @@ class ForcingPolicy(TokenPolicy):
     grid: int = 4
     """Cells along each side of a scale's map."""
     compare: Literal["keys", "values"] = "keys"
+    """What is compared from scale to scale."""
 
     name: ClassVar[str] = "forcing"
     needs: ClassVar[tuple[str, ...]] = ("static_score",)
