@@ -142,8 +142,6 @@ def _tables(run: Run, names: tuple[str, ...]) -> dict[str, Tensor]:
 
 def _whole(visible: Visible) -> tuple[Tensor, Tensor]:
     """Keys and values [R, H, T, D] of heads that all have stored equally many tokens, the current scale last."""
-    pool, heads = visible.pool, visible.num_heads
-    index = pool.index(np.concatenate(visible.slots))
-    stored = (part.index_select(1, index).unflatten(1, (heads, -1)) for part in (pool.keys, pool.values))
+    stored = visible.pool.read(np.stack(visible.slots))
     keys, values = (torch.cat(pair, dim=2) for pair in zip(stored, (visible.keys, visible.values), strict=True))
     return keys, values

@@ -50,7 +50,11 @@ class MixedPool:
                 pool.write(own, keys.index_select(1, index), values.index_select(1, index))
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Keys and values in slots, [R, len(slots), D] each in the model's dtype: copies."""
+        """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] in the model's dtype; copies."""
+        keys, values = self._read(slots.ravel())
+        return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
+
+    def _read(self, slots: Slots) -> tuple[Tensor, Tensor]:
         read: tuple[Tensor, Tensor] | None = None
         for pool, own, at in self._parts(slots):
             part = pool.read(own)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heatkv.codecs import CODECS, MODEL
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.policies.full import keep_everything
 from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales, full_history_tokens
@@ -40,6 +41,8 @@ class OnlinePlan:
     Read-only."""
     budget: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
+    codec: str = MODEL
+    """How all tokens are stored; a name of CODECS."""
 
     def __post_init__(self) -> None:
         capacity = np.array(self.capacity, dtype=np.int32)
@@ -61,6 +64,10 @@ class OnlinePlan:
     @property
     def peak_tokens(self) -> int:
         return int(self.tokens_held().max())
+
+    def bytes_per_token(self, *, rows: int, dtype_bytes: int) -> int:
+        """Of one head-token's key and value, in all rows."""
+        return CODECS[self.codec].bytes_per_token(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
 
     def bound(self) -> PruningSchedule:
         """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice."""

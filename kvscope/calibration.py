@@ -109,12 +109,13 @@ class Calibration:
         provenance = asdict(self.settings) | {"prompts": count, "source": self.source}
         return Measurements(**means, provenance=provenance)
 
-    def scores(self, prompts: Sequence[int] | None = None) -> ScasScores:
-        """S-CAS over all prompts, or those of these indices."""
+    def scores(self, prompts: Sequence[int] | None = None, *, sink_scales: int | None = None) -> ScasScores:
+        """S-CAS over all prompts, or those of these indices; sink_scales None: those of the settings."""
         chosen = self.attention_mass if prompts is None else self.attention_mass[list(prompts)]
         settings = self.settings
         num_scales = len(settings.scales["sizes"])
-        sums = ScasAccumulator(settings.num_layers, settings.num_heads, num_scales, settings.sink_scales)
+        sinks = settings.sink_scales if sink_scales is None else sink_scales
+        sums = ScasAccumulator(settings.num_layers, settings.num_heads, num_scales, sinks)
         for mass in chosen:
             sums.add_prompt(mass)
         return sums.scores(self._metadata())

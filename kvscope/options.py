@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heatkv.codecs import CODECS, MODEL
 from heatkv.policies import split_policy
 from kvscope.arguments import fraction, number, whole
 from kvscope.errors import UsageError
@@ -58,8 +59,8 @@ def codec_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-codec",
         metavar="C",
-        help="how stored tokens but the sinks are written: model, fp8, int8, int4 or int2; a budget is then the same "
-        "bytes and buys more tokens (default: model, or the schedule's own)",
+        help=f"how stored tokens but the sinks are written: {', '.join(CODECS)}; a budget is then the same bytes and "
+        "buys more tokens (default: model, or the schedule's own)",
     )
 
 
@@ -262,7 +263,7 @@ def job_of(args: argparse.Namespace) -> Job:
         orders=_text(given.get("orders")),
         schedule=_text(given.get("schedule")),
         sink_scales=args.sink_scales,
-        kv_codec=given.get("kv_codec", "model"),
+        kv_codec=given.get("kv_codec", MODEL),
         cfg=given.get("cfg", config.cfg),
         tau=given.get("tau", config.tau),
         dtype=args.dtype,

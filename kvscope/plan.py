@@ -15,7 +15,7 @@ from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
 from heatkv.online import OnlinePlan
 from heatkv.orders import HeadOrders
-from heatkv.policies import make_policy, needs_of
+from heatkv.policies import make_policy, needs_of, split_policy
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, budget_tokens, codec_budget, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
@@ -43,6 +43,13 @@ class Plan:
     def peak_tokens(self) -> int:
         return int(self.tokens_held().max())
 
+    def capacity_bytes(self, *, rows: int, dtype_bytes: int) -> int:
+        """Keys and values that the run's pools have room for: its peak, in every codec its own."""
+        head_dim = self.config.head_dim
+        if self.online is None:
+            return self.schedule.capacity_bytes(head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        return self.online.peak_tokens * self.online.bytes_per_token(rows=rows, dtype_bytes=dtype_bytes)
+
 
 def plan_job(job: Job) -> Plan:
     """The job's model, scales and schedule. Raises HeatKVError for what no run could do."""
@@ -57,7 +64,9 @@ def plan_job(job: Job) -> Plan:
         coded = schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec)
         return Plan(config, scales, coded)
     policy = policy_of(job, config, scales)
-    sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
+    sinks = job.sink_scales
+    if sinks is None and "orders" in policy.needs and policy.sinks is None:
+        sinks = config.sink_scales
     planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
     if isinstance(planned, PruningSchedule):
         return Plan(config, scales, _in_codec(planned, policy, config, job))
@@ -94,7 +103,8 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
             what = "head orders" if "orders" in needs else "a calibration"
             raise UsageError(f"policy {job.policy} needs {what}; give --orders FILE (kvscope calibrate makes one)")
         if "orders" in needs:
-            supplied["orders"] = load_orders(path, config)
+            own = split_policy(job.policy)[1].get("sinks", "")
+            supplied["orders"] = load_orders(path, config, sinks=int(own) if own.isdigit() else job.sink_scales)
         if set(needs) - {"orders"}:
             supplied["measurements"] = load_measurements(path)
             supplied["measurements"].require(needs, config, scales)
@@ -108,11 +118,14 @@ def load_measurements(path: Path) -> Measurements:
     return Calibration.load(path).measurements()
 
 
-def load_orders(path: Path, config: ModelConfig) -> HeadOrders:
-    """Head orders from an official file, or from a calibration's scores."""
+def load_orders(path: Path, config: ModelConfig, *, sinks: int | None = None) -> HeadOrders:
+    """Head orders from an official file, or from a calibration's scores; these for fewer sink scales too."""
     if not is_calibration(path):
         return HeadOrders.load(path, config=config)
-    orders = replace(Calibration.load(path).scores().orders(), source=str(path))
+    calibration = Calibration.load(path)
+    own = calibration.settings.sink_scales
+    scores = calibration.scores(sink_scales=own if sinks is None else min(own, sinks))
+    orders = replace(scores.orders(), source=str(path))
     orders.check_model(config)
     return orders
 

@@ -31,6 +31,7 @@ POLICIES: dict[str, str] = {
     "hack": "heatkv.policies.hack:HACKPolicy",
     "hackpp": "heatkv.policies.hackpp:HACKPPPolicy",
     "heatkv": "heatkv.policies.heatkv:HeatKVPolicy",
+    "knapsack": "heatkv.policies.knapsack:KnapsackPolicy",
     "pyramidkv": "heatkv.policies.pyramidkv:PyramidKVPolicy",
     "random": "heatkv.policies.random:RandomPolicy",
     "scalekv": "heatkv.policies.scalekv:ScaleKVPolicy",

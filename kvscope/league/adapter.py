@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from kvscope.plan import Plan
 
 
-def peak_tokens(plan: Plan) -> int:
-    """The most head-tokens held after any step, exactly, over all layers."""
-    return plan.schedule.peak_tokens
+def peak_bytes(plan: Plan, *, rows: int, dtype_bytes: int) -> int:
+    """Keys and values that the plan's pools have room for, exactly: what may be held after any step, in all codecs."""
+    return plan.capacity_bytes(rows=rows, dtype_bytes=dtype_bytes)
 
 
 def generated(pipeline: Pipeline, plan: Plan, job: Job, *, bits: Sequence[Tensor] | None, probe: Probe) -> Generation:
@@ -30,6 +30,7 @@ def generated(pipeline: Pipeline, plan: Plan, job: Job, *, bits: Sequence[Tensor
         plan.scales,
         sampling=Sampling(cfg=job.cfg, tau=job.tau, top_k=job.top_k, top_p=job.top_p),
         schedule=plan.schedule,
+        online=plan.online,
         seed=job.seed,
         forced_bits=bits,
         probe=probe,

@@ -16,7 +16,6 @@ import numpy as np
 
 from heatkv.errors import BudgetError
 from heatkv.schedule import budget_from_tokens
-from kvscope.league.adapter import peak_tokens
 from kvscope.league.settings import FULL
 from kvscope.plan import plan_job
 
@@ -31,7 +30,7 @@ _MOST_HALVINGS = 24
 _SHIFTS = np.linspace(-0.03, 0.03, 31)
 
 PeakOf = Callable[[float], int]
-"""Nominal budget → exact peak in head-tokens. Raises BudgetError with the minimum."""
+"""Nominal budget → exact peak in bytes. Raises BudgetError with the minimum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +66,7 @@ class Entrant:
 
 def entrants(settings: Settings, *, narrate: Callable[[str], None] = lambda _: None) -> Iterator[Entrant]:
     """Full first, then each policy at each target, in the order given. Raises HeatKVError as plan_job does."""
-    history = peak_tokens(plan_job(settings.job(FULL, None))) * settings.bytes_per_token
-    yield Entrant(FULL, None, None, history)
+    yield Entrant(FULL, None, None, settings.peak_bytes(plan_job(settings.job(FULL, None))))
     for policy in (name for name in settings.policies if name != FULL):
         narrate(f"planning {policy} for {len(settings.targets)} budgets")
         peak_of = _peaks(settings, policy)
@@ -77,7 +75,7 @@ def entrants(settings: Settings, *, narrate: Callable[[str], None] = lambda _: N
 
 
 def nearest_budget(peak_of: PeakOf, limit: int, *, start: float) -> float:
-    """The nominal budget with the largest peak found that is at most `limit` head-tokens.
+    """The nominal budget with the largest peak found that is at most `limit` bytes.
 
     Raises BudgetError, with the least nominal budget, if even that one's peak is above the limit.
     """
@@ -100,14 +98,12 @@ def nearest_budget(peak_of: PeakOf, limit: int, *, start: float) -> float:
 
 
 def _entrant(settings: Settings, policy: str, target: int, peak_of: PeakOf) -> Entrant:
-    limit = target // settings.bytes_per_token
-    start = budget_from_tokens(limit, settings.config, settings.scales)
+    start = budget_from_tokens(target // settings.bytes_per_token, settings.config, settings.scales)
     try:
-        budget = nearest_budget(peak_of, limit, start=start)
+        budget = nearest_budget(peak_of, target, start=start)
     except BudgetError as error:
-        least = peak_of(error.minimum) * settings.bytes_per_token
-        return Entrant(policy, target, error.minimum, least, is_reachable=False)
-    return Entrant(policy, target, budget, peak_of(budget) * settings.bytes_per_token)
+        return Entrant(policy, target, error.minimum, peak_of(error.minimum), is_reachable=False)
+    return Entrant(policy, target, budget, peak_of(budget))
 
 
 def _peaks(settings: Settings, policy: str) -> PeakOf:
@@ -115,7 +111,7 @@ def _peaks(settings: Settings, policy: str) -> PeakOf:
 
     def peak_of(budget: float) -> int:
         if budget not in known:
-            known[budget] = peak_tokens(plan_job(settings.job(policy, budget)))
+            known[budget] = settings.peak_bytes(plan_job(settings.job(policy, budget)))
         return known[budget]
 
     return peak_of
@@ -128,7 +124,7 @@ def _feasible_start(peak_of: PeakOf, limit: int, start: float) -> float:
             return start
     least = _minimum(peak_of)
     if peak_of(least) > limit:
-        raise BudgetError(f"no budget of this policy stays within {limit:,} head-tokens", minimum=least)
+        raise BudgetError(f"no budget of this policy stays within {limit:,} bytes", minimum=least)
     return least
 
 

@@ -16,7 +16,7 @@ from heatkv.errors import HeatKVError
 from heatkv.probe import NullProbe
 from kvscope.errors import KVScopeError
 from kvscope.league import perceptual
-from kvscope.league.adapter import generated, peak_tokens
+from kvscope.league.adapter import generated
 from kvscope.league.settings import FULL
 from kvscope.league.table import Row
 from kvscope.likeness import psnr, ssim
@@ -107,7 +107,7 @@ class Ruler:
         """The entrant's plan, made once. Raises KVScopeError if it is not the one that the league was begun with."""
         if index not in self._plans:
             plan, entrant = plan_job(job), self._entrants[index]
-            found = peak_tokens(plan) * self._settings.bytes_per_token
+            found = self._settings.peak_bytes(plan)
             if found != entrant.peak_bytes:
                 expected = f"the league was begun with {entrant.peak_bytes:,}"
                 raise KVScopeError(

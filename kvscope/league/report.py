@@ -9,8 +9,9 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from heatkv.codecs import MODEL
 from kvscope.export.values import harmless
-from kvscope.league.settings import FULL
+from kvscope.league.settings import FULL, policy_and_codec
 from kvscope.league.table import MEASURES, NUMBERS
 from kvscope.units import bytes_text, fraction_text, printable, seconds_text
 
@@ -27,7 +28,10 @@ THREADS = 1
 
 def command(settings: Settings, entrant: Entrant, prompt: int, seed: int) -> str:
     """The `kvscope run` that makes one row's free run again: the same bits, the same bytes."""
-    words = ["kvscope", "run", *_model_words(settings), "--policy", entrant.policy]
+    policy, codec = policy_and_codec(entrant.policy)
+    words = ["kvscope", "run", *_model_words(settings), "--policy", policy]
+    if codec != MODEL:
+        words += ["--kv-codec", codec]
     if entrant.budget is not None:
         words += ["--budget", repr(entrant.budget)]
     if entrant.policy != FULL:

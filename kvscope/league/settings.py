@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
+from heatkv.codecs import MODEL
 from heatkv.config import ModelConfig, model_config
 from heatkv.scales import ScaleSchedule
 from kvscope.errors import UsageError
 from kvscope.job import DTYPE_BYTES, Job
+from kvscope.league.adapter import peak_bytes
 from kvscope.units import parse_bytes
+
+if TYPE_CHECKING:
+    from kvscope.plan import Plan
 
 REFERENCE_DTYPE = "bfloat16"
 """A budget's fraction is of the full history in this dtype, whatever the league runs in."""
@@ -21,7 +26,7 @@ class Settings:
     """Policies × targets × prompts × seeds, and how each run is made."""
 
     policies: tuple[str, ...]
-    """As `kvscope run --policy` takes them; policy full is measured once, as the reference."""
+    """As `kvscope run --policy` takes them, and @ with a KV codec; policy full is measured once, as the reference."""
     targets: tuple[int, ...]
     """Bytes of keys and values, the most that may be held after any step."""
     prompts: tuple[str, ...]
@@ -76,12 +81,18 @@ class Settings:
         """The full history in bfloat16: what a budget's fraction is of."""
         return self.config.history_bytes(self.scales, dtype_bytes=DTYPE_BYTES[REFERENCE_DTYPE], rows=self.rows)
 
+    def peak_bytes(self, plan: Plan) -> int:
+        """What a plan's pools hold at most, in the dtype and rows of the runs."""
+        return peak_bytes(plan, rows=self.rows, dtype_bytes=DTYPE_BYTES[self.dtype])
+
     def job(self, policy: str, budget: float | None, *, prompt: str = "", seed: int = 0) -> Job:
         """One run, as `kvscope run` would make it."""
+        name, codec = policy_and_codec(policy)
         return Job(
             prompt=prompt,
             model=self.model,
-            policy=policy,
+            policy=name,
+            kv_codec=codec,
             seed=seed,
             weights=self.weights,
             random_weights=self.random_weights,
@@ -105,6 +116,12 @@ class Settings:
         lists = ("policies", "targets", "prompts", "seeds")
         metrics = tuple((str(name), str(where)) for name, where in record["metrics"])
         return cls(**(record | {name: tuple(record[name]) for name in lists} | {"metrics": metrics}))
+
+
+def policy_and_codec(text: str) -> tuple[str, str]:
+    """Policy and KV codec of an entrant such as `heatkv@int4`; without @, all is stored in the model's dtype."""
+    name, _, codec = text.partition("@")
+    return name, codec or MODEL
 
 
 def target_bytes(text: str, history_bytes: int) -> int:

@@ -22,7 +22,12 @@ def planned_bytes(snapshot: Snapshot) -> NDArray[np.int64]:
 @lru_cache(maxsize=4)
 def planned_peaks(snapshot: Snapshot) -> NDArray[np.int64]:
     """The most of `planned_bytes` within each query scale: [num_scales]."""
-    peaks: NDArray[np.int64] = planned_bytes(snapshot).reshape(-1, snapshot.schedule.num_layers).max(axis=1)
+    return byte_peaks(planned_bytes(snapshot), snapshot.schedule.num_layers)
+
+
+def byte_peaks(held_bytes: NDArray[np.int64], num_layers: int) -> NDArray[np.int64]:
+    """The most after any step of each query scale: [num_scales], of [num_steps]."""
+    peaks: NDArray[np.int64] = held_bytes.reshape(-1, num_layers).max(axis=1)
     return peaks
 
 

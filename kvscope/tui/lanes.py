@@ -132,13 +132,6 @@ def changes(draft: Draft) -> NDArray[np.uint8]:
     return found
 
 
-@lru_cache(maxsize=4)
-def held_peaks(schedule: PruningSchedule) -> NDArray[np.int64]:
-    """The most tokens held after any step of each query scale, over all layers and heads: [query_scale]."""
-    peaks: NDArray[np.int64] = schedule.tokens_held().reshape(-1, schedule.num_layers).max(axis=1)
-    return peaks
-
-
 def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
     """When a schedule lets a head-scale go."""
     drop_step = int(schedule.drop_step[layer, head, source_scale])

@@ -163,16 +163,17 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
     if drop_step == schedule.num_steps - 1:
         return "kept to the end of the run" if reached else "planned to be kept to the end of the run"
     if drop_step == source * schedule.num_layers + cursor.layer:
-        return f"read at its own step only, never kept: saves {_freed(snapshot, source)}"
+        return f"read at its own step only, never kept: saves {_freed(snapshot, cursor)}"
     after = f"after scale {drop_step // schedule.num_layers}, layer {drop_step % schedule.num_layers}"
     if reached and drop_step <= now:
-        return f"dropped {after}: freed {_freed(snapshot, source)}"
-    return f"will be dropped {after}: frees {_freed(snapshot, source)}"
+        return f"dropped {after}: freed {_freed(snapshot, cursor)}"
+    return f"will be dropped {after}: frees {_freed(snapshot, cursor)}"
 
 
-def _freed(snapshot: Snapshot, source_scale: int) -> str:
-    tokens = snapshot.schedule.scales.tokens[source_scale]
-    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * snapshot.header.bytes_per_token)}"
+def _freed(snapshot: Snapshot, cursor: Cursor) -> str:
+    tokens = snapshot.schedule.scales.tokens[cursor.source_scale]
+    each = snapshot.header.bytes_of(snapshot.schedule)[cursor.layer, cursor.head, cursor.source_scale]
+    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * int(each))}"
 
 
 def _place(cursor: Cursor) -> tuple[int, int, int, int]:
@@ -282,6 +283,9 @@ def _tokens_text(_snapshot: Snapshot, value: float) -> str:
 
 
 def _kept_text(snapshot: Snapshot, value: float) -> str:
+    """Tokens alone where what one takes depends on its codec."""
+    if snapshot.schedule.codec is not None:
+        return units.tokens_text(round(value))
     return f"{units.tokens_text(round(value))} = {units.bytes_text(value * snapshot.header.bytes_per_token)}"
 
 

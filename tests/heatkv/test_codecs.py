@@ -15,8 +15,6 @@ from heatkv.pool import TokenPool
 
 ALL = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 DTYPES = (torch.bfloat16, torch.float32)
-HALF_STEP = {"int8": 1 / 255, "int4": 1 / 15, "int2": 1 / 3}
-"""Distance of two codes, over the range of a group that is reached over to its ends; half of it is rounded away."""
 
 codecs = st.sampled_from(list(CODECS.values()))
 head_dims = st.sampled_from([4, 8, 16, 24, 32, 64, 104, 112, 120, 128])
@@ -91,7 +89,8 @@ class TestRoundTrip:
             span = float(numbers.amax() - numbers.amin())
             beyond = (1 - packing.reach) / 2
             # 16-bit scales and lowest values add up to 2^-11 of what they are.
-            assert float(errors.max()) <= span * (max(HALF_STEP[codec.name] / 2, beyond) + 2**-9) + 2**-9
+            half_step = 0.5 / (2**packing.bits - 1)
+            assert float(errors.max()) <= span * (max(half_step, beyond) + 2**-9) + 2**-9
 
     def test_the_model_s_own_numbers_are_not_touched(self) -> None:
         numbers = _numbers(2, 3, 8, dtype=torch.bfloat16)

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 
 from heatkv.attention import Path, attend
 from heatkv.codecs import CODECS
+from heatkv.kernels import grouped
 from heatkv.mixed_pool import MixedPool
 from heatkv.pool import Slots, TokenPool
 from heatkv.probe import Capture
 from heatkv.visible import Visible
+from tests.heatkv.conftest import LargestTensor
 from tests.heatkv.visible_cases import kept_sources, queries, scales_of, visible_case
 
 PATHS_ON_CPU = pytest.mark.parametrize(
@@ -126,3 +128,17 @@ class TestAttention:
 
         for capture in (Capture(mass=True), Capture(maps=True), EVERYTHING):
             assert torch.equal(attend(q, coded, scales, path=path, capture=capture).out, without)
+
+
+def test_no_more_is_decoded_at_once_than_one_head_or_what_may_be_gathered() -> None:
+    sizes = (400, 400, 400)
+    coded, _ = _in_codecs(visible_case([(0, 1, 2)] * 12, current=4, head_dim=DIM, sizes=sizes), ("int4",), 0)
+    q, scales = queries(coded), scales_of(coded, sizes=sizes)
+    head_bytes = ROWS * (sum(sizes) + 4) * DIM * 4
+    pool_bytes = 12 * ROWS * sum(sizes) * DIM * 4
+
+    with LargestTensor() as made, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grouped, "GATHER_BYTES", 4 * head_bytes)
+        attend(q, coded, scales, path=Path("grouped", "test"))
+
+    assert made.num_bytes <= 4 * head_bytes < pool_bytes
