@@ -177,7 +177,7 @@ def spread(total: float, shares: NDArray[np.float64], most: float) -> NDArray[np
         weights = np.where(open_, shares, 0.0)
         if weights.sum() <= 0:
             weights = open_.astype(np.float64)
-        dealt = dealt + left * weights / weights.sum()
+        dealt = dealt + left * (weights / weights.sum())
         over = np.maximum(dealt - most, 0)
         dealt, left = np.minimum(dealt, most), float(over.sum())
         open_ = dealt < most - 1e-9
