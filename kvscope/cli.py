@@ -28,6 +28,7 @@ from kvscope.commands import (
     league,
     ledger,
     plan,
+    policies,
     replay,
     runs,
     screen,
@@ -347,6 +348,12 @@ COMMANDS: dict[str, Command] = {
         _plan_options,
         "plan a schedule without running it, or edit one",
         "kvscope plan --from run.h5 --script edits.kvs --save-plan plan.json",
+    ),
+    "policies": Command(
+        policies.run,
+        policies.add_options,
+        "list the cache policies, with their parameters",
+        "kvscope policies",
     ),
     "apply": Command(apply.run, apply.add_options, "run a reviewed plan", "kvscope apply plan.json -o after.h5"),
     "replay": Command(

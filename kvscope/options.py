@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from heatkv.codecs import CODECS, MODEL
+from heatkv.policies import split_policy
 from kvscope.arguments import fraction, number, whole
 from kvscope.errors import UsageError
 from kvscope.tui.screens import SCREENS
@@ -43,9 +44,13 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 def policy_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
+    add(
+        "--policy",
+        metavar="P",
+        help="cache policy, as `kvscope policies` lists them (default: heatkv with a budget, full without)",
+    )
     add("--budget", type=fraction, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
-    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
+    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policies that need one")
     add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
     codec_option(parser)
 
@@ -272,7 +277,8 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def default_output(model: str, policy: str) -> Path:
     """A new trace's name in the current folder; two of one second differ too."""
-    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
+    name, _ = split_policy(policy)  # parameters may hold anything
+    return Path(f"{model}-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
 
 
 def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed options

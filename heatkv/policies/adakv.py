@@ -2,7 +2,8 @@
 
 Source: Feng et al., arXiv 2407.11550 (floor 0.2, as in its code). Deviations: those of SnapKV here. How many tokens
 each head keeps must be the same in all rows, whose slots are shared, so scores are means over the rows of the run,
-guidance included: one decision for the run. The paper decides for every sequence alone.
+guidance included: one decision for the run. The paper decides for every sequence alone. No sinks, as in the
+paper.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class AdaKVPolicy(TokenPolicy):
     rows: ClassVar[Rows] = "run"
     shares_layer: ClassVar[bool] = True
     floor: ClassVar[float] = 0.2
+    default_sinks: ClassVar[int | None] = 0
 
     def scores(self, seen: Seen) -> Tensor:
         return observed(seen, window=self.window, kernel=self.kernel)

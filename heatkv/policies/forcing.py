@@ -50,6 +50,7 @@ class ForcingPolicy(TokenPolicy):
     grid: int = 4
     """Cells along each side of a scale's map."""
     compare: Literal["keys", "values"] = "keys"
+    """What is compared from scale to scale."""
 
     name: ClassVar[str] = "forcing"
     needs: ClassVar[tuple[str, ...]] = ("static_score",)
@@ -116,7 +117,8 @@ class ForcingPolicy(TokenPolicy):
         at = [_cells(seen, one, height, width) for one in (scale - 1, scale)]
         vectors = (seen.keys if self.compare == "keys" else seen.values).float()
         before, after = (_summed(vectors, cells, height * width + 1) for cells in at)
-        likeness = torch.cosine_similarity(before, after, dim=-1)
+        # Tokens of equal codes are alike in all but the order of sums: they shall tie, not be told apart by rounding.
+        likeness = torch.cosine_similarity(before, after, dim=-1).round(decimals=4)
         for one, cells in zip((scale - 1, scale), at, strict=True):
             known = torch.where(seen.source_scales == one, likeness.gather(2, cells), known)
         return known

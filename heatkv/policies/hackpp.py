@@ -3,8 +3,8 @@
 Source: arXiv 2606.08302, from summaries; no code was to be had. As in the paper: HACK's classes of heads; contextual
 heads score tokens by the mean attention of uniform queries, max-pooled along the cache; structural heads by the
 calibrated mass on a token's scale times the norm of its value, without a product of queries and keys; at each scale a
-class of heads in a layer keeps in proportion to (its mean reliance on history in later scales) ** tau. Deviations,
-ours:
+class of heads in a layer keeps in proportion to its mean reliance on history in later scales, to the power tau.
+Deviations, ours:
 - tau, the number of queries and the pool's width are not known to us: 1, 32 and 5; the share of contextual heads is
   HACK's here;
 - the prior's normalisation is not known: mass on the scale, divided by its tokens, so that it is of one token;

@@ -3,7 +3,7 @@
 Source: Cai et al., arXiv 2406.02069; from `2 * mean - least` at the first layer to `least = mean / beta` at the last.
 Deviations: those of SnapKV here (a grid of observing queries, whose own tokens compete like others, so no window is
 set apart from the capacities); a layer that is given more than there is passes the rest on to the others, where the
-paper's loses it, so that all policies use equal bytes.
+paper's loses it, so that all policies use equal bytes. No sinks, as in the paper.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class PyramidKVPolicy(TokenPolicy):
     """Width of the pooling along the cache; 1: none."""
 
     name: ClassVar[str] = "pyramidkv"
+    default_sinks: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
         if self.beta < 1:

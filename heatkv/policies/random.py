@@ -22,6 +22,7 @@ class RandomPolicy(TokenPolicy):
     """Keeps tokens drawn by lot."""
 
     seed: int = 0
+    """Of the lots."""
 
     name: ClassVar[str] = "random"
     default_sinks: ClassVar[int | None] = 0

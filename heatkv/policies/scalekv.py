@@ -59,6 +59,7 @@ class ScaleKVPolicy(TokenPolicy):
     kernel: int = 5
     """Width of the pooling along the cache; 1: none."""
     pooling: Literal["max", "average"] = "max"
+    """max, as the official runner; average, as its other option."""
     start: int | None = None
     """Tokens up to which a head evicts nothing; None: the mean capacity."""
     drafters: float = 0.06

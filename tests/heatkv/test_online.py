@@ -115,3 +115,17 @@ class TestSpread:
         dealt = by_shares(20, np.ones(SHAPE), SCALES)
 
         np.testing.assert_allclose(dealt[:, 0, 0], [1, 5, 14, 20, 20, 20, 20])
+
+
+def test_scales_with_room_left_keep_more_than_the_mean_that_fits_all() -> None:
+    shares = np.ones(SHAPE)
+    shares[3, 0] = 30  # the first layer grows before the others shrink, which no other scale should suffer for
+
+    plan = fitted(
+        WindowPolicy(), lambda mean: by_shares(mean, shares, SCALES), CONFIG, SCALES, budget=0.1, sink_scales=0
+    )
+
+    held = plan.tokens_held().reshape(SHAPE[:2])
+    assert held[3, -1] < held[3, 0] == 468
+    assert (held[4:, -1] == 468).all()
+    assert plan.provenance["mean_tokens"][5] == plan.provenance["mean_tokens"][6] > plan.provenance["mean_tokens"][3]
