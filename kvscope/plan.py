@@ -15,7 +15,7 @@ from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
 from heatkv.online import OnlinePlan
 from heatkv.orders import HeadOrders
-from heatkv.policies import make_policy, needs_of, split_policy
+from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, budget_tokens, codec_budget, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
@@ -64,9 +64,7 @@ def plan_job(job: Job) -> Plan:
         coded = schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec)
         return Plan(config, scales, coded)
     policy = policy_of(job, config, scales)
-    sinks = job.sink_scales
-    if sinks is None and "orders" in policy.needs and policy.sinks is None:
-        sinks = config.sink_scales
+    sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
     planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
     if isinstance(planned, PruningSchedule):
         return Plan(config, scales, _in_codec(planned, policy, config, job))
@@ -103,8 +101,7 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
             what = "head orders" if "orders" in needs else "a calibration"
             raise UsageError(f"policy {job.policy} needs {what}; give --orders FILE (kvscope calibrate makes one)")
         if "orders" in needs:
-            own = split_policy(job.policy)[1].get("sinks", "")
-            supplied["orders"] = load_orders(path, config, sinks=int(own) if own.isdigit() else job.sink_scales)
+            supplied["orders"] = load_orders(path, config, sinks=job.sink_scales)
         if set(needs) - {"orders"}:
             supplied["measurements"] = load_measurements(path)
             supplied["measurements"].require(needs, config, scales)

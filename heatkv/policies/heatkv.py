@@ -32,8 +32,6 @@ class HeatKVPolicy:
     """Drops the heads that calibration found least needed, whole head-scales at a time."""
 
     orders: HeadOrders
-    sinks: int | None = None
-    """Sink scales, where the run says nothing of them; none: those of the model."""
 
     name: ClassVar[str] = "heatkv"
     frees_memory: ClassVar[bool] = True
@@ -52,8 +50,7 @@ class HeatKVPolicy:
         Raises BudgetError with the minimum if the sinks alone exceed the budget, or none is given; OrdersError
         if the orders are for another model or lack a source scale of this run.
         """
-        own = self.orders.first_source if self.sinks is None else self.sinks
-        sinks = min(own, scales.num_scales - 1) if sink_scales is None else sink_scales
+        sinks = min(self.orders.first_source, scales.num_scales - 1) if sink_scales is None else sink_scales
         self.orders.check_model(config)
         check_sink_scales(sinks, scales)
         feasible = check_budget(budget, scales, sinks)

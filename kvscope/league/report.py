@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from heatkv.codecs import MODEL
 from kvscope.export.values import harmless
-from kvscope.league.settings import FULL, policy_and_codec
+from kvscope.league.settings import FULL, entrant_parts
 from kvscope.league.table import MEASURES, NUMBERS
 from kvscope.units import bytes_text, fraction_text, printable, seconds_text
 
@@ -28,10 +28,12 @@ THREADS = 1
 
 def command(settings: Settings, entrant: Entrant, prompt: int, seed: int) -> str:
     """The `kvscope run` that makes one row's free run again: the same bits, the same bytes."""
-    policy, codec = policy_and_codec(entrant.policy)
+    policy, sinks, codec = entrant_parts(entrant.policy)
     words = ["kvscope", "run", *_model_words(settings), "--policy", policy]
     if codec != MODEL:
         words += ["--kv-codec", codec]
+    if sinks is not None:
+        words += ["--sink-scales", str(sinks)]
     if entrant.budget is not None:
         words += ["--budget", repr(entrant.budget)]
     if entrant.policy != FULL:

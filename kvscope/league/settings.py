@@ -26,7 +26,8 @@ class Settings:
     """Policies × targets × prompts × seeds, and how each run is made."""
 
     policies: tuple[str, ...]
-    """As `kvscope run --policy` takes them, and @ with a KV codec; policy full is measured once, as the reference."""
+    """As `kvscope run --policy` takes them, then / and sink scales, then @ and a KV codec, as in heatkv/1@int4; policy
+    full is measured once, as the reference."""
     targets: tuple[int, ...]
     """Bytes of keys and values, the most that may be held after any step."""
     prompts: tuple[str, ...]
@@ -87,7 +88,7 @@ class Settings:
 
     def job(self, policy: str, budget: float | None, *, prompt: str = "", seed: int = 0) -> Job:
         """One run, as `kvscope run` would make it."""
-        name, codec = policy_and_codec(policy)
+        name, sinks, codec = entrant_parts(policy)
         return Job(
             prompt=prompt,
             model=self.model,
@@ -100,7 +101,7 @@ class Settings:
             aspect=self.aspect,
             budget=budget,
             orders=None if policy == FULL else self.orders,
-            sink_scales=self.sink_scales,
+            sink_scales=self.sink_scales if sinks is None else sinks,
             cfg=self.cfg,
             tau=self.tau,
             dtype=self.dtype,
@@ -118,10 +119,17 @@ class Settings:
         return cls(**(record | {name: tuple(record[name]) for name in lists} | {"metrics": metrics}))
 
 
-def policy_and_codec(text: str) -> tuple[str, str]:
-    """Policy and KV codec of an entrant such as `heatkv@int4`; without @, all is stored in the model's dtype."""
-    name, _, codec = text.partition("@")
-    return name, codec or MODEL
+def entrant_parts(text: str) -> tuple[str, int | None, str]:
+    """Policy, sink scales and KV codec of an entrant such as `heatkv/1@int4`.
+
+    Without /, the sink scales are the league's, or the policy's own; without @, all is in the model's dtype. Raises
+    UsageError where what follows / is no number.
+    """
+    policy, _, codec = text.partition("@")
+    name, slash, sinks = policy.partition("/")
+    if slash and not sinks.isdigit():
+        raise UsageError(f"entrant {text!r}: {sinks!r} is no number of sink scales; write it as in heatkv/1@int4")
+    return name, int(sinks) if slash else None, codec or MODEL
 
 
 def target_bytes(text: str, history_bytes: int) -> int:
