@@ -54,7 +54,7 @@ class KVCache:
         taken = self._take(num_layers * num_heads * resident, self._codec_of(0, 0, 0))
         self._resident = taken.reshape(num_layers, num_heads, -1)
         """[layer, head, token]: where the first scales go, that never leave."""
-        self._held_bytes = self._index_bytes = 0
+        self._held_bytes = self._index_bytes = self._left_at_revision = 0
 
     def visible(self, layer: int, *, query_scale: int, keys: Tensor, values: Tensor) -> Visible:
         """What attention of this layer sees: the stored tokens of each head, then the current scale for every head."""
@@ -76,10 +76,11 @@ class KVCache:
         """End a step, when attention has read: free what leaves after it in any layer, then keep the current scale.
 
         `keys` and `values`: [R, H, L, D], of which only the heads that outlive the step are copied. Returns the
-        tokens of all heads that are gone, the current scale's included.
+        tokens of all heads that are gone, the current scale's included, and those that left by a revision just before.
         """
         step = query_scale * self.schedule.num_layers + layer
-        evicted = self._evict(step)
+        evicted = self._evict(step) + self._left_at_revision
+        self._left_at_revision = 0
         if query_scale == self.schedule.scales.num_scales - 1:
             return evicted
         tokens = int(keys.shape[2])
@@ -91,6 +92,15 @@ class KVCache:
             self._index_bytes += sum(each.nbytes for each in slots.values() if each.base is None)
             self._held_bytes += tokens * self._bytes_of((layer, head, query_scale) for head in kept)
         return evicted + (self.schedule.num_heads - len(kept)) * tokens
+
+    def revise(self, schedule: PruningSchedule, query_scale: int) -> None:
+        """Go on with a schedule that `heatkv.revision.revised` made, before the first step of this query scale.
+
+        What it has let go of by then leaves now; the next step tells of it.
+        """
+        self._share_resident()
+        self.schedule = schedule
+        self._left_at_revision = self._evict(query_scale * schedule.num_layers - 1)
 
     def kept_tokens(self, layer: int) -> NDArray[np.int64]:
         """Tokens that a layer holds now: [head, source_scale]."""
@@ -140,6 +150,19 @@ class KVCache:
                 freed += len(slots)
                 self._held_bytes -= len(slots) * self._bytes_of([(layer, head, source_scale)])
         return freed
+
+    def _share_resident(self) -> None:
+        """Treat the first scales as all others: another schedule may let go of them."""
+        for held in self._held:
+            for where, slots in held.items():
+                if slots.base is not None:
+                    held[where] = slots.copy()
+                    self._index_bytes += slots.nbytes
+        used = [slots for held in self._held for slots in held.values()]
+        unused = np.setdiff1d(self._resident, np.concatenate(used)) if used else self._resident.ravel()
+        if len(unused):
+            self.pool.give(unused.copy())
+        self._resident, self._num_resident = self._resident[..., :0].copy(), 0
 
     def _slots_for(self, layer: int, source_scale: int, head: int, tokens: int) -> Slots:
         """Where a source scale of one head goes."""

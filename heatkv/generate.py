@@ -23,6 +23,7 @@ from heatkv.errors import OptionError
 from heatkv.online import OnlinePlan
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
+from heatkv.revision import check_room, revised
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from heatkv.selection import Selector
@@ -172,6 +173,21 @@ class Run:
         """Let go of the cache's memory."""
         self.cache.clear()
 
+    def revise(self, schedule: PruningSchedule, query_scale: int) -> PruningSchedule:
+        """Go on with another schedule, before the first step of this query scale; the one that is obeyed then.
+
+        Raises ScheduleError if what has left would come back, or the cache has no room; see heatkv.revision.
+        """
+        assert isinstance(self.cache, KVCache)  # of an online policy's run nobody is offered this
+        one = revised(self.schedule, schedule, query_scale)
+        config, rows, number_bytes = self.model.config, self.text.rows, self.model.kv_dtype.itemsize
+        token_bytes = config.kv_bytes_per_token(dtype_bytes=number_bytes, rows=rows)
+        room = self.cache.capacity_tokens
+        check_room(one, query_scale, capacity_tokens=room, bytes_per_token=token_bytes)
+        self.cache.revise(one, query_scale)
+        self.schedule = one
+        return one
+
     def all_scales(
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
     ) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -297,6 +313,7 @@ class Run:
             capacity_tokens=self.cache.capacity_tokens,
             pools=self.cache.pool_starts if isinstance(self.cache, KVCache) else (),
             schedule=self.schedule,
+            revise=self.revise if isinstance(self.cache, KVCache) else None,
         )
 
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from heatkv.scales import ScaleSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -83,6 +85,9 @@ class RunStart:
     """The plan in force."""
     pools: tuple[PoolStart, ...] = ()
     """One for each codec of the plan; empty: it has none, and every token takes what the dtype does."""
+    revise: Callable[[PruningSchedule, int], PruningSchedule] | None = None
+    """Goes on with another schedule from a query scale on; called by a probe before that scale, in `run_started` or
+    `scale_done`, which returns the schedule then in force. Raises ScheduleError; None: it cannot be revised."""
 
 
 @dataclass(frozen=True, slots=True)

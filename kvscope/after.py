@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from kvscope.estimate import estimate
+from kvscope.in_force import tokens_held
 
 if TYPE_CHECKING:
     from kvscope.trace import Trace
@@ -49,9 +50,10 @@ class After:
 def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
     """How a run of another schedule went; `schedule_sha256`: the one that was asked for."""
     guess = estimate(parent, run.schedule)
+    held_bytes = tokens_held(run.plans) * parent.header.bytes_per_token
     steps = run.steps
     places = steps["query_scale"].astype(np.int64) * run.schedule.num_layers + steps["layer"]
-    exact = steps["accounted_bytes"] == guess.held_bytes[places]
+    exact = steps["accounted_bytes"] == held_bytes[places]
     weights = np.array(run.schedule.scales.tokens[: run.scales_done], np.float64)
     kl, flips = (_mean(np.asarray(values, np.float64), weights) for values in (run.forced_kl, run.forced_flips))
     errors = np.asarray(run.attention_error, np.float64).mean(axis=2) if run.scales_done else np.zeros((0, 0))
@@ -60,7 +62,7 @@ def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
         trace=str(run.path),
         mode=run.header.job.mode,
         schedule_sha256=run.schedule.content_hash,
-        as_planned=run.schedule.content_hash == schedule_sha256,
+        as_planned=run.plans[-1].asked_sha256 == schedule_sha256,
         steps_compared=len(steps),
         steps_as_estimated=int(exact.sum()),
         estimated_peak_bytes=guess.peak_bytes,

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,6 +37,7 @@ from kvscope.commands import (
 )
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, RunStopped, UsageError
 from kvscope.narration import Narration, drop_stdout, narrate, print_data
+from kvscope.stops import Stops, forget_interrupt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,9 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _welcome()
     args = _parser().parse_args(arguments)
     args.arguments = arguments
-    for ended in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ended, _stop)
+    stops = Stops()
     stderr, sys.stderr = sys.stderr, Narration(sys.stderr)
+    try:
+        stops.listen()
+        return _run_one(args, stops)
+    except KeyboardInterrupt:
+        forget_interrupt()
+        narrate("stopped")
+        return _CANCELLED
+    finally:
+        sys.stderr = stderr
+
+
+def _run_one(args: argparse.Namespace, stops: Stops) -> int:
+    """Run the command; returns its exit code. KeyboardInterrupt is passed on, whenever it comes."""
     try:
         check_outputs(args)
         return COMMANDS[args.command].run(args)
@@ -100,15 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KVScopeError, HeatKVError) as error:
         narrate(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        narrate("stopped")
-        return _CANCELLED
     except BrokenPipeError:
         # The reader of our output has gone, as in `kvscope stats FILE | head`: it has what it wanted.
         drop_stdout()
         return 0
     finally:
-        sys.stderr = stderr
+        stops.end()
 
 
 def _welcome() -> int:
@@ -533,10 +542,6 @@ def _run_task(
 def _has_terminal() -> bool:
     # Textual reads keys from stdin and draws on stderr; with stdout away, numbers are what is wanted.
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _print_json(record: dict[str, Any]) -> None:  # Any: a JSON object

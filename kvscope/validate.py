@@ -15,11 +15,15 @@ import numpy as np
 
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS
+from heatkv.errors import ScheduleError
+from heatkv.revision import revised
+from heatkv.schedule import PruningSchedule
 from kvscope import layout, maps
 from kvscope.analysis import summarize
 from kvscope.errors import TraceError
 from kvscope.findings import Finding, more_text, unequal
 from kvscope.format import COUNTED, GPU_FIELDS, LEVELS, TABLES, Reason, Status
+from kvscope.in_force import by_scale, bytes_held, evicted_tokens, plan_at, tokens_held
 from kvscope.opening import DAMAGE, first_line
 from kvscope.rows import summary_row
 from kvscope.trace import Trace
@@ -111,28 +115,36 @@ def _steps(trace: Trace) -> Iterator[Finding]:
 
 def _tokens(trace: Trace) -> Iterator[Finding]:
     done, why = trace.scales_done, "as the schedule says"
-    yield from unequal("kept_tokens", trace.kept_tokens, trace.schedule.kept_tokens()[:done], why=why)
-    yield from unequal("read_tokens", trace.read_tokens, trace.schedule.read_tokens()[:done], why=why)
+    kept = by_scale(trace.plans, PruningSchedule.kept_tokens, num_scales=done)
+    read = by_scale(trace.plans, PruningSchedule.read_tokens, num_scales=done)
+    yield from unequal("kept_tokens", trace.kept_tokens, kept, why=why)
+    yield from unequal("read_tokens", trace.read_tokens, read, why=why)
+
+
+def _revisions(trace: Trace) -> Iterator[Finding]:
+    for before, after in zip(trace.plans, trace.plans[1:], strict=False):
+        where = f"revised_drop_step[{after.query_scale}]"
+        try:
+            expected = revised(before.schedule, after.schedule, after.query_scale).drop_step
+        except ScheduleError as error:
+            yield Finding(where, str(error), "a plan that goes on with what the run still held")
+            continue
+        yield from unequal(where, after.schedule.drop_step, expected, why="what had left keeps its step")
 
 
 def _bytes(trace: Trace) -> Iterator[Finding]:
     header, steps = trace.header, trace.steps
-    held = header.bytes_held(trace.schedule)[: len(steps)]
+    held = bytes_held(trace.plans, header)[: len(steps)]
     yield from unequal("steps.accounted_bytes", steps["accounted_bytes"][: len(held)], held, why="tokens held × bytes")
-    evicted = [_evicted_tokens(trace, step) for step in range(len(held))]
-    yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], np.array(evicted), why="the plan")
+    evicted = evicted_tokens(trace.plans, len(held))
+    yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], evicted, why="the plan")
     if header.capacity_tokens is not None:
         yield from _stored(trace, header.capacity_tokens)
 
 
-def _evicted_tokens(trace: Trace, step: int) -> int:
-    _, _, sources = trace.schedule.evictions(step)
-    return int(np.array(trace.header.scales.tokens)[sources].sum())
-
-
 def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
     stored = trace.steps["storage_bytes"]
-    peak, least = trace.schedule.peak_tokens, trace.header.capacity_bytes or 0
+    peak, least = int(tokens_held(trace.plans).max()), trace.header.capacity_bytes or 0
     if capacity_tokens < peak:
         yield Finding("header key capacity_tokens", f"{capacity_tokens:,}", f"{peak:,} or more: the plan's peak")
     yield from _pools(trace)
@@ -171,7 +183,7 @@ def _summaries(trace: Trace) -> Iterator[Finding]:
 
 
 def _budget(trace: Trace) -> Iterator[Finding]:
-    job, schedule = trace.header.job, trace.schedule
+    job, schedule = trace.header.job, trace.plans[0].schedule
     if job.budget is not None and job.schedule is None and schedule.budget != job.budget:
         yield Finding("header key schedule", f"budget {schedule.budget}", f"{job.budget}: the job's")
     if not len(trace.steps):
@@ -240,7 +252,7 @@ def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
     shape = (len(done), *trace.schedule.drop_step.shape)
     if not is_measured or not done:
         return np.zeros(shape, np.bool_)
-    return np.stack([trace.schedule.visible(scale) for scale in done])
+    return np.stack([plan_at(trace.plans, scale).visible(scale) for scale in done])
 
 
 def _one_mass(name: str, mass: NDArray[np.float32], visible: NDArray[np.bool_]) -> Iterator[Finding]:
@@ -374,6 +386,7 @@ _CHECKS = (
     _Check(_header, ("scale_height", "scale_width", "drop_step")),
     _Check(_commits, ("commit",)),
     _Check(_lengths, ("commit",)),
+    _Check(_revisions, ("revisions", "revised_drop_step")),
     _Check(_steps, ("steps",)),
     _Check(_tokens, ("kept_tokens", "read_tokens")),
     _Check(_bytes, ("steps",)),

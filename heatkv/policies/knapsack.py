@@ -45,8 +45,9 @@ class KnapsackPolicy:
     """What the unconditional row counts beside the conditional one: ((cfg - 1) / cfg)² at a guidance of 3."""
     exponent: float = 1.25
     """Of the bytes that a loss is divided by: 1 is loss per byte, more prefers to free large pieces."""
-    late: float = 1.0
-    """A query scale counts by its queries to this power: 0, all scales alike."""
+    late: float = 0.0
+    """A query scale counts by its queries to this power: 0, all scales alike, as a bit that is wrong early changes all
+    that comes after it; 1, all queries alike."""
     codecs: str = MODEL
     """Codecs for all but the sinks, finest first, joined by +, as in int4+k4v2."""
 

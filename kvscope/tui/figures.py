@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvscope.in_force import bytes_held
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def planned_bytes(snapshot: Snapshot) -> NDArray[np.int64]:
     """Accounted bytes after each step if the plan is obeyed: [num_steps]."""
-    return snapshot.header.bytes_held(snapshot.schedule)
+    return bytes_held(snapshot.plans, snapshot.header)
 
 
 @lru_cache(maxsize=4)

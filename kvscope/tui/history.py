@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvscope import units
+from kvscope.in_force import plan_at
 from kvscope.tui.metrics import ranks_of, scas_of
 
 if TYPE_CHECKING:
@@ -264,8 +265,8 @@ def _token_bytes(snapshot: Snapshot, layer: int, head: int, source_scale: int) -
 
 
 def _planned(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_scale: int) -> tuple[int, int]:
-    """Tokens kept after and read at a step, by the schedule."""
-    schedule = snapshot.schedule
+    """Tokens kept after and read at a step, by the schedule that was in force."""
+    schedule = plan_at(snapshot.plans, query_scale)
     drop_step, step = int(schedule.drop_step[layer, head, source_scale]), query_scale * schedule.num_layers + layer
     is_last = source_scale == schedule.scales.num_scales - 1
     kept = not is_last and (drop_step > step or drop_step == schedule.num_steps - 1)

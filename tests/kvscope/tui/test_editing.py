@@ -14,6 +14,7 @@ from heatkv.config import model_config
 from heatkv.policies.full import keep_everything
 from kvscope.errors import UsageError
 from kvscope.fidelity import Fidelity, Line
+from kvscope.in_force import sole
 from kvscope.journal import replayed
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
@@ -278,7 +279,7 @@ def full(snapshot: Snapshot) -> Snapshot:
     config = model_config(snapshot.header.model)
     drop_step = keep_everything(config, snapshot.schedule.scales)
     schedule = replace(snapshot.schedule, drop_step=drop_step, budget=None)
-    return replace(snapshot, schedule=schedule, read_tokens=schedule.read_tokens())
+    return replace(snapshot, plans=sole(schedule), read_tokens=schedule.read_tokens())
 
 
 def test_predictions_have_a_band_where_a_fidelity_fits(snapshot: Snapshot, tmp_path: Path, trace: Path) -> None:
