@@ -54,6 +54,7 @@ class KnapsackPolicy:
     name: ClassVar[str] = "knapsack"
     frees_memory: ClassVar[bool] = True
     needs: ClassVar[tuple[str, ...]] = ("output_error", "attention_mass")
+    default_sinks: ClassVar[int | None] = 1
 
     @classmethod
     def of_mass(cls, mass: NDArray[np.floating], *, exponent: float = 1.5, late: float = 1.0) -> Self:
@@ -87,7 +88,7 @@ class KnapsackPolicy:
 
         Raises BudgetError with the minimum if sinks and pins alone exceed it, OrdersError for scores of another shape.
         """
-        sinks = min(1, scales.num_scales - 1) if sink_scales is None else sink_scales
+        sinks = min(self.default_sinks or 0, scales.num_scales - 1) if sink_scales is None else sink_scales
         check_sink_scales(sinks, scales)
         feasible = check_budget(budget, scales, sinks)
         pins = no_pins(config, scales) if pins is None else pins
