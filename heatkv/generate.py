@@ -295,7 +295,7 @@ class Run:
             device=str(self.device),
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
-            pools=self.cache.pool_starts if isinstance(self.cache, KVCache) else (),
+            pools=self.cache.pool_starts,
             schedule=self.schedule,
         )
 

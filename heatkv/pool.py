@@ -96,7 +96,18 @@ class TokenPool:
 
     def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Put keys and values, [R, len(slots), D] each, into slots."""
-        self.put(slots, (encode(self.codec.keys, keys), encode(self.codec.values, values)))
+        self.put(slots, self.encoded(keys, values))
+
+    def encoded(self, keys: Tensor, values: Tensor) -> Raw:
+        """Keys and values [..., D] as this pool holds them: [..., width] each."""
+        return encode(self.codec.keys, keys), encode(self.codec.values, values)
+
+    def decoded(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., D] of `dtype` of what is held: [..., width] each."""
+        keys, values = (
+            decode(packing, held, self.head_dim, self.dtype) for held, packing in zip(raw, self._packings, strict=True)
+        )
+        return keys, values
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] of `dtype` each; copies."""
