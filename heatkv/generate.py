@@ -311,7 +311,7 @@ class Run:
             device=str(self.device),
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
-            pools=self.cache.pool_starts if isinstance(self.cache, KVCache) else (),
+            pools=self.cache.pool_starts,
             schedule=self.schedule,
             revise=self.revise if isinstance(self.cache, KVCache) else None,
         )

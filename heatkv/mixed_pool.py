@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -43,7 +44,7 @@ class MixedPool:
     def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Put keys and values, [R, len(slots), D] each, into slots, each as its pool writes it."""
         for pool, own, at in self._parts(slots):
-            if at is None:
+            if len(at) == len(slots):
                 pool.write(own, keys, values)
             else:
                 index = pool.index(at)
@@ -51,22 +52,20 @@ class MixedPool:
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] in the model's dtype; copies."""
-        keys, values = self._read(slots.ravel())
-        return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
+        keys, values, at = self.read_anyhow(slots.ravel())
+        index = self.index(at.reshape(slots.shape))
+        return keys[:, index], values[:, index]
 
-    def _read(self, slots: Slots) -> tuple[Tensor, Tensor]:
-        read: tuple[Tensor, Tensor] | None = None
-        for pool, own, at in self._parts(slots):
-            part = pool.read(own)
-            if at is None:
-                return part
-            if read is None:
-                rows, _, head_dim = part[0].shape
-                read = part[0].new_empty(rows, len(slots), head_dim), part[0].new_empty(rows, len(slots), head_dim)
-            index = pool.index(at).long()
-            for whole, some in zip(read, part, strict=True):
-                whole.index_copy_(1, index, some)
-        return self.pools[0].read(slots) if read is None else read
+    def read_anyhow(self, slots: Slots) -> tuple[Tensor, Tensor, Slots]:
+        """As `read` of slots [n], one pool after the other: [R, n, D] each; and where in it each slot's are."""
+        parts = list(self._parts(slots))
+        if len(parts) < 2:
+            pool, own, _ = parts[0] if parts else (self.pools[0], slots, None)
+            return pool.read_anyhow(own)
+        keys, values = zip(*(pool.read(own) for pool, own, _ in parts), strict=True)
+        at = np.empty(len(slots), np.int32)
+        at[np.concatenate([places for _, _, places in parts])] = np.arange(len(slots), dtype=np.int32)
+        return torch.cat(keys, dim=1), torch.cat(values, dim=1), at
 
     def release(self) -> None:
         """Free the memory: no slots are left."""
@@ -82,13 +81,15 @@ class MixedPool:
         """Index of the pool of each; of pools without slots none."""
         return np.searchsorted(self._starts[1:], slots, side="right")
 
-    def _parts(self, slots: Slots) -> Iterator[tuple[TokenPool, Slots, Slots | None]]:
-        """Each pool that some are of, their numbers there, and where among `slots` they stand; None: they are all."""
+    def _parts(self, slots: Slots) -> Iterator[tuple[TokenPool, Slots, Slots]]:
+        """Each pool that some are of, their numbers there, and where among `slots` they stand."""
         pool_of = self._pool_of(slots)
-        for codec in np.unique(pool_of).tolist():
-            at = np.flatnonzero(pool_of == codec).astype(np.int32)
-            own = slots[at] - self._starts[codec]
-            yield self.pools[codec], own, None if len(at) == len(slots) else at
+        for codec, count in enumerate(np.bincount(pool_of).tolist()):
+            if count == len(slots):
+                yield self.pools[codec], slots - self._starts[codec], np.arange(count, dtype=np.int32)
+            elif count:
+                at = np.flatnonzero(pool_of == codec).astype(np.int32)
+                yield self.pools[codec], slots[at] - self._starts[codec], at
 
 
 Pool = TokenPool | MixedPool

@@ -6,16 +6,25 @@ large as it has to be and no step exceeds the budget. numpy only: planning needs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from heatkv.codecs import CODECS, MODEL
 from heatkv.errors import BudgetError, ScheduleError
+from heatkv.head_codecs import bytes_per_token
 from heatkv.policies.full import keep_everything
-from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales, full_history_tokens
+from heatkv.schedule import (
+    PruningSchedule,
+    budget_from_tokens,
+    budget_tokens,
+    check_budget,
+    check_sink_scales,
+    full_history_tokens,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +52,7 @@ class OnlinePlan:
     budget: float | None = None
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
     codec: str = MODEL
-    """How all tokens are stored; a name of CODECS."""
+    """How all tokens are stored, sinks too, as which slot holds what changes; a name of CODECS."""
 
     def __post_init__(self) -> None:
         capacity = np.array(self.capacity, dtype=np.int32)
@@ -72,8 +81,9 @@ class OnlinePlan:
 
     def bound(self) -> PruningSchedule:
         """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice."""
+        kept = keep_everything(self.config, self.scales)
         return PruningSchedule(
-            keep_everything(self.config, self.scales),
+            kept,
             self.config.name,
             self.scales,
             self.sink_scales,
@@ -81,7 +91,37 @@ class OnlinePlan:
             self.budget,
             self.provenance | {"peak_tokens": self.peak_tokens},
             online=True,
+            codec=None if self.codec == MODEL else np.zeros_like(kept, np.uint8),
+            codecs=() if self.codec == MODEL else (self.codec,),
         )
+
+
+def plan_in_codec(
+    policy: OnlinePolicy,
+    codec: str,
+    config: ModelConfig,
+    scales: ScaleSchedule,
+    *,
+    budget: float | None,
+    sink_scales: int | None,
+    dtype_bytes: int,
+) -> OnlinePlan:
+    """The policy's plan for as many tokens of a codec as take the bytes that the budget allows in the model's dtype.
+
+    `dtype_bytes`: of the model's numbers. Raises BudgetError with the minimum, of those bytes too.
+    """
+    if codec == MODEL or budget is None or not 0 <= budget <= 1:
+        return policy.plan(config, scales, budget=budget, sink_scales=sink_scales)
+    plain, coded = bytes_per_token((MODEL, codec), config.head_dim, rows=1, dtype_bytes=dtype_bytes).tolist()
+    bought = budget_from_tokens(budget_tokens(budget, config, scales) * plain // coded, config, scales)
+    try:
+        plan = policy.plan(config, scales, budget=bought, sink_scales=sink_scales)
+    except BudgetError as error:
+        history = full_history_tokens(config, scales)
+        minimum = math.ceil(round(error.minimum * history) * coded / plain) / history
+        found = f"budget {budget:.8g} is below {minimum:.8g}, the least that policy {policy.name} can keep in {codec}"
+        raise BudgetError(f"{found}; raise the budget, or lower the sink scales", minimum=minimum) from None
+    return replace(plan, budget=budget, codec=codec)
 
 
 Capacities = Callable[[float], "NDArray[np.float64]"]
@@ -227,7 +267,7 @@ def spread(total: float, shares: NDArray[np.float64], most: float) -> NDArray[np
     left = min(total, most * shares.size)
     while left > 1e-9 and open_.any():
         weights = np.where(open_, shares, 0.0)
-        if weights.sum() <= 0:
+        if weights.sum() < np.finfo(np.float64).tiny:
             weights = open_.astype(np.float64)
         dealt = dealt + left * (weights / weights.sum())
         over = np.maximum(dealt - most, 0)

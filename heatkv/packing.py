@@ -9,11 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from heatkv.codecs import SCALE_BYTES, Packing
+from heatkv.codecs import Packing
 from heatkv.errors import OptionError
 
 _SCALE = torch.float16
 _LARGEST_SCALE = torch.finfo(_SCALE).max
+_LEAST_SCALE = torch.finfo(_SCALE).smallest_normal
+"""That numbers are divided by; where all of a group are alike, what their codes are means nothing."""
 _FP8 = torch.float8_e4m3fn
 _LARGEST_FP8 = torch.finfo(_FP8).max
 
@@ -40,9 +42,10 @@ def encode(packing: Packing, numbers: Tensor) -> Tensor:
     if packing.number == "fp8":
         return numbers.float().clamp(-_LARGEST_FP8, _LARGEST_FP8).to(_FP8).view(torch.uint8)
     grouped = _grouped(packing, numbers)
-    low, scale = _range(packing, grouped)
-    codes = ((grouped - low[..., None]) / scale.where(scale > 0, 1)[..., None]).round_().clamp_(0, _top(packing))
-    return torch.cat([_packed(packing, codes.flatten(-2)), _as_bytes(scale), _as_bytes(low)], dim=-1)
+    ends = _ends(packing, grouped)
+    scale, low = ends.float().chunk(2, dim=-1)
+    codes = grouped.sub(low[..., None]).div_(scale.clamp_min(_LEAST_SCALE)[..., None]).round_().clamp_(0, _top(packing))
+    return torch.cat((_packed(packing, codes.flatten(-2)), ends.view(torch.uint8)), dim=-1)
 
 
 def decode(packing: Packing, stored: Tensor, head_dim: int, dtype: torch.dtype) -> Tensor:
@@ -54,8 +57,9 @@ def decode(packing: Packing, stored: Tensor, head_dim: int, dtype: torch.dtype) 
     groups, group = packing.groups(head_dim), packing.group_of(head_dim)
     num_code_bytes = groups * group * packing.bits // 8
     codes = _unpacked(packing, stored[..., :num_code_bytes]).unflatten(-1, (groups, group))
-    scale, low = (_from_bytes(part) for part in stored[..., num_code_bytes:].split(groups * SCALE_BYTES, dim=-1))
-    numbers = torch.addcmul(low[..., None], codes.float(), scale[..., None])
+    ends = stored[..., num_code_bytes:].contiguous().view(_SCALE).float()
+    scale, low = ends.chunk(2, dim=-1)
+    numbers = torch.addcmul(low[..., None], codes, scale[..., None])
     return numbers.flatten(-2)[..., :head_dim].to(dtype)
 
 
@@ -75,39 +79,30 @@ def _grouped(packing: Packing, numbers: Tensor) -> Tensor:
     return wide.view(*wide.shape[:-1], groups, group)
 
 
-def _range(packing: Packing, grouped: Tensor) -> tuple[Tensor, Tensor]:
-    """Value of code 0, and the distance of codes: [..., groups] each, rounded as they are stored."""
+def _ends(packing: Packing, grouped: Tensor) -> Tensor:
+    """Distances of codes, then values of code 0: [..., 2 * groups], as they are stored."""
     low, high = grouped.aminmax(dim=-1)
-    beyond = (high - low) * ((1 - packing.reach) / 2)
-    return _rounded(low + beyond), _rounded((high - low) * (packing.reach / _top(packing)))
-
-
-def _rounded(numbers: Tensor) -> Tensor:
-    return numbers.to(_SCALE).float()
+    span = high - low
+    if packing.reach < 1:
+        low = torch.add(low, span, alpha=(1 - packing.reach) / 2)
+    return torch.cat((span * (packing.reach / _top(packing)), low), dim=-1).to(_SCALE)
 
 
 def _packed(packing: Packing, codes: Tensor) -> Tensor:
-    """[..., n * bits / 8] uint8 of codes [..., n]."""
-    per_byte = 8 // packing.bits
-    first, *others = codes.to(torch.uint8).chunk(per_byte, dim=-1)
-    packed = first
+    """[..., n * bits / 8] uint8 of codes [..., n], whole numbers in float32."""
+    packed, *others = codes.chunk(8 // packing.bits, dim=-1)
     for index, part in enumerate(others, 1):
-        packed = packed | (part << (packing.bits * index))
-    return packed
+        packed = torch.add(packed, part, alpha=1 << (packing.bits * index))
+    return packed.to(torch.uint8)
 
 
 def _unpacked(packing: Packing, packed: Tensor) -> Tensor:
-    """Codes [..., n] uint8 of [..., n * bits / 8]."""
+    """Codes [..., n], float32, of [..., n * bits / 8]."""
     if packing.bits == 8:
-        return packed
-    parts = [(packed >> shift) & _top(packing) for shift in range(0, 8, packing.bits)]
-    return torch.cat(parts, dim=-1)
-
-
-def _as_bytes(numbers: Tensor) -> Tensor:
-    return numbers.to(_SCALE).contiguous().view(torch.uint8)
-
-
-def _from_bytes(stored: Tensor) -> Tensor:
-    """float32 of numbers that may begin at any byte."""
-    return stored.contiguous().view(_SCALE).float()
+        return packed.float()
+    per_byte = 8 // packing.bits
+    codes = torch.empty(*packed.shape[:-1], packed.shape[-1] * per_byte, device=packed.device)
+    for index, part in enumerate(codes.chunk(per_byte, dim=-1)):
+        shifted = packed >> (packing.bits * index) if index else packed
+        part.copy_(shifted & _top(packing) if index < per_byte - 1 else shifted)
+    return codes

@@ -96,11 +96,25 @@ class TokenPool:
 
     def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Put keys and values, [R, len(slots), D] each, into slots."""
-        self.put(slots, (encode(self.codec.keys, keys), encode(self.codec.values, values)))
+        self.put(slots, self.encoded(keys, values))
+
+    def encoded(self, keys: Tensor, values: Tensor) -> Raw:
+        """Keys and values [..., D] as this pool holds them: [..., width] each."""
+        return encode(self.codec.keys, keys), encode(self.codec.values, values)
+
+    def decoded(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., D] of `dtype` of what is held: [..., width] each."""
+        keys, values = (
+            decode(packing, held, self.head_dim, self.dtype) for held, packing in zip(raw, self._packings, strict=True)
+        )
+        return keys, values
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
         """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] of `dtype` each; copies."""
         flat = slots.ravel()
+        if self.is_plain or flat.size * len(self.keys) * self.head_dim <= _NUMBERS_AT_ONCE:
+            keys, values = self.decoded(self.raw(flat))
+            return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
         keys, values = (self.keys.new_empty(len(self.keys), len(flat), self.head_dim, dtype=self.dtype) for _ in "kv")
         at_once = max(1, _NUMBERS_AT_ONCE // (len(self.keys) * self.head_dim))
         for begin in range(0, len(flat), at_once):
@@ -108,6 +122,10 @@ class TokenPool:
             for whole, stored, packing in zip((keys, values), part, self._packings, strict=True):
                 whole[:, begin : begin + at_once] = decode(packing, stored, self.head_dim, self.dtype)
         return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
+
+    def read_anyhow(self, slots: Slots) -> tuple[Tensor, Tensor, Slots]:
+        """As `read` of slots [n], in whatever order is cheapest: [R, n, D] each; and where in it each slot's are."""
+        return *self.read(slots), np.arange(len(slots), dtype=np.int32)
 
     def raw(self, slots: Slots) -> Raw:
         """What lies in slots, [n] or [R, n], as it lies there: copies. `put` elsewhere, it means the same."""

@@ -59,8 +59,8 @@ def codec_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-codec",
         metavar="C",
-        help=f"how stored tokens but the sinks are written: {', '.join(CODECS)}; a budget is then the same bytes and "
-        "buys more tokens (default: model, or the schedule's own)",
+        help=f"how stored tokens are written: {', '.join(CODECS)}; not the sinks, unless the policy chooses during the "
+        "run; a budget is then the same bytes and buys more tokens (default: model, or the schedule's own)",
     )
 
 

@@ -13,7 +13,7 @@ from heatkv.bundled import bundled_orders
 from heatkv.codecs import CODECS, MODEL
 from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
-from heatkv.online import OnlinePlan
+from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
 from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
@@ -43,6 +43,12 @@ class Plan:
     def peak_tokens(self) -> int:
         return int(self.tokens_held().max())
 
+    def bytes_held(self, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
+        """Bytes of keys and values after each step, over all layers and heads: [num_steps]; as `tokens_held`."""
+        if self.online is None:
+            return self.schedule.bytes_held(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        return self.online.tokens_held() * self.online.bytes_per_token(rows=rows, dtype_bytes=dtype_bytes)
+
     def capacity_bytes(self, *, rows: int, dtype_bytes: int) -> int:
         """Keys and values that the run's pools have room for: its peak, in every codec its own."""
         head_dim = self.config.head_dim
@@ -65,12 +71,19 @@ def plan_job(job: Job) -> Plan:
         return Plan(config, scales, coded)
     policy = policy_of(job, config, scales)
     sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
-    planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
-    if isinstance(planned, PruningSchedule):
+    if not hasattr(policy, "scores"):
+        planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
         return Plan(config, scales, _in_codec(planned, policy, config, job))
-    if job.kv_codec != MODEL:
-        raise UsageError(f"policy {job.policy} chooses during the run, which --kv-codec cannot be used with yet")
-    return Plan(config, scales, planned.bound(), planned)
+    online = plan_in_codec(
+        policy,
+        job.kv_codec,
+        config,
+        scales,
+        budget=job.budget,
+        sink_scales=sinks,
+        dtype_bytes=DTYPE_BYTES[job.dtype],
+    )
+    return Plan(config, scales, online.bound(), online)
 
 
 def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: Job) -> PruningSchedule:
@@ -167,7 +180,7 @@ def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> Pla
     bytes_per_token = config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[dtype], rows=rows)
     sizes = {"rows": rows, "dtype_bytes": DTYPE_BYTES[dtype]}
     held = plan.tokens_held()
-    held_bytes = held * bytes_per_token if plan.online else schedule.bytes_held(config.head_dim, **sizes)
+    held_bytes = plan.bytes_held(**sizes)
     peak = int(held_bytes.argmax())
     codecs = schedule.codecs or (MODEL,)
     prunable = schedule.drop_step[:, :, schedule.sink_scales : scales.num_scales - 1]

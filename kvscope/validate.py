@@ -163,7 +163,11 @@ def _pools(trace: Trace) -> Iterator[Finding]:
     found = [(pool.codec, pool.bytes_per_token, pool.capacity_tokens) for pool in header.pools]
     sizes = {"rows": header.rows, "dtype_bytes": header.dtype_bytes}
     planned = [
-        (name, CODECS[name].bytes_per_token(header.head_dim, **sizes), int(held.max()))
+        (
+            name,
+            CODECS[name].bytes_per_token(header.head_dim, **sizes),
+            header.capacity_tokens if schedule.online else int(held.max()),
+        )
         for name, held in schedule.tokens_held_by_codec().items()
     ]
     if found != planned:

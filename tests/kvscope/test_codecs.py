@@ -19,10 +19,9 @@ from heatkv.schedule import PruningSchedule, budget_bytes
 from kvscope import cli
 from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import Budget, Policy
-from kvscope.errors import UsageError
 from kvscope.job import Job
 from kvscope.ledger import measure
-from kvscope.plan import plan_job
+from kvscope.plan import plan_job, summarize_plan
 from kvscope.trace import Trace
 from kvscope.validate import validate
 
@@ -88,9 +87,16 @@ class TestPlan:
         assert plan_job(job(schedule=str(path))).schedule == PruningSchedule.load(path)
         assert plan_job(job(schedule=str(path), kv_codec="int2")).schedule.codecs == ("model", "int2")
 
-    def test_a_policy_that_chooses_during_the_run_is_refused(self) -> None:
-        with pytest.raises(UsageError, match="policy window chooses during the run"):
-            plan_job(dataclasses.replace(job(budget=0.1, kv_codec="int4"), policy="window"))
+    def test_a_policy_that_chooses_during_the_run_keeps_more_in_the_same_bytes(self) -> None:
+        plain, plan = (
+            plan_job(dataclasses.replace(job(budget=0.1, kv_codec=name), policy="window")) for name in ("model", "int4")
+        )
+
+        summary = summarize_plan(plan)
+        assert plan.peak_tokens > 3 * plain.peak_tokens
+        assert summary.planned_peak_bytes == plan.capacity_bytes(rows=2, dtype_bytes=2)
+        assert 0.99 * (summary.budget_bytes or 0) < summary.planned_peak_bytes <= (summary.budget_bytes or 0)
+        assert summary.codec_bytes == {"int4": 80}
 
     def test_an_unknown_codec_lists_the_known(self) -> None:
         with pytest.raises(UnknownNameError, match="unknown KV codec 'int3'"):
