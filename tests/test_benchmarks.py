@@ -20,6 +20,7 @@ from tests.benchmarks import (
     bench_attention,
     bench_bytes,
     bench_capture,
+    bench_codecs,
     bench_generation,
     bench_planner,
     bench_policies,
@@ -216,6 +217,7 @@ class TestEveryBenchmark:
             ),
             lambda: bench_run.run(quick=True, model=TINY, resolution=None),
             lambda: bench_generation.run(quick=True, model=TINY, resolution="native"),
+            lambda: bench_codecs.run(quick=True, cases=((TINY, None, 1),)),
             lambda: bench_policies.run(quick=True, policies=("snapkv", "sinks-only")),
             lambda: bench_capture.run(
                 quick=True, model=TINY, resolutions=("native",), sides=(4,), mass_sides=(1, 4), scratch_side=6
@@ -231,6 +233,7 @@ class TestEveryBenchmark:
             "bytes",
             "run",
             "generation",
+            "codecs",
             "policies",
             "capture",
             "recorder",
