@@ -102,7 +102,7 @@ class TokenCache:
         slots, begin = self.pool.take(count), 0
         for heads, keys, values, tokens, carried in _regrouped(candidates, keep):
             end = begin + tokens.shape[1] * tokens.shape[2]
-            own = slots[begin:end].reshape(len(heads), -1).copy()
+            own = slots[begin:end].reshape(len(heads), tokens.shape[2]).copy()
             self.pool.write(own.ravel(), keys.flatten(1, 2), values.flatten(1, 2))
             self._layers[layer].append(_Kept(heads, own, tokens, carried))
             begin = end
@@ -180,9 +180,7 @@ def _regrouped(candidates: list[Candidates], keep: list[Tensor]) -> list[_Group]
         for index, head in enumerate(group.heads):
             by_count.setdefault(keep[head].shape[1], []).append((head, group, index))
     groups: list[_Group] = []
-    for count, members in by_count.items():
-        if not count:
-            continue
+    for members in by_count.values():
         heads = tuple(head for head, _, _ in members)
         keys, values = (
             torch.stack([_rows(getattr(group, name)[:, index], keep[head]) for head, group, index in members], dim=1)
