@@ -15,7 +15,14 @@ import numpy as np
 
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.policies.full import keep_everything
-from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales, full_history_tokens
+from heatkv.schedule import (
+    PruningSchedule,
+    after_steps,
+    budget_tokens,
+    check_budget,
+    check_sink_scales,
+    full_history_tokens,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,14 +64,15 @@ class OnlinePlan:
 
     def tokens_held(self) -> NDArray[np.int64]:
         """Head-tokens of all layers after each step: [num_steps]; exact, whatever the policy chooses."""
-        return _after_steps(self.layer_tokens)
+        return after_steps(self.layer_tokens)
 
     @property
     def peak_tokens(self) -> int:
         return int(self.tokens_held().max())
 
     def bound(self) -> PruningSchedule:
-        """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice."""
+        """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice; how
+        many tokens each layer holds is known."""
         return PruningSchedule(
             keep_everything(self.config, self.scales),
             self.config.name,
@@ -72,8 +80,8 @@ class OnlinePlan:
             self.sink_scales,
             self.policy.name,
             self.budget,
-            self.provenance | {"peak_tokens": self.peak_tokens},
-            online=True,
+            self.provenance | {"carries": self.policy.carries},
+            layer_tokens=self.layer_tokens.astype(np.int32),
         )
 
 
@@ -104,7 +112,7 @@ def fitted(
         return np.maximum(_whole(capacities(mean)), least).astype(np.int32)
 
     def peak(capacity: NDArray[np.int32]) -> int:
-        return int(_after_steps(_held(capacity, scales, shares_layer=policy.shares_layer)).max())
+        return int(after_steps(_held(capacity, scales, shares_layer=policy.shares_layer)).max())
 
     low, high = 0.0, float(scales.history_tokens)
     best = whole(low)
@@ -145,15 +153,6 @@ def _held(capacity: NDArray[np.integer], scales: ScaleSchedule, *, shares_layer:
         now = np.minimum(limit[scale], now + added[scale])
         held.append(now.sum(axis=1))
     return np.array([*held, held[-1] if held else now.sum(axis=1)], np.int64)
-
-
-def _after_steps(layer_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Head-tokens of all layers after each step, [num_steps]: layers not yet reached hold what they had."""
-    before = np.vstack([np.zeros_like(layer_tokens[:1]), layer_tokens[:-1]])
-    reached = np.cumsum(layer_tokens, axis=1)
-    still = before.sum(axis=1, keepdims=True) - np.cumsum(before, axis=1)
-    held: NDArray[np.int64] = (reached + still).ravel()
-    return held
 
 
 def mean_capacity(mean: float, config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.float64]:

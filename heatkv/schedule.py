@@ -56,8 +56,9 @@ class PruningSchedule:
     """What was asked for; None: no budget, everything is kept."""
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
     """Where it came from, such as the content hash of the orders."""
-    online: bool = False
-    """True: of an online policy, which chooses during the run; drop_step only says what can be there at most."""
+    layer_tokens: NDArray[np.int32] | None = None
+    """[query_scale, layer]: head-tokens that each layer holds after its step. Of an online policy, which chooses during
+    the run which tokens these are; drop_step then only says what can be there at most. None: all is planned."""
 
     def __post_init__(self) -> None:
         drop_step = _as_steps(self.drop_step)
@@ -68,6 +69,13 @@ class PruningSchedule:
         _check_drop_steps(drop_step, self.sink_scales)
         drop_step.flags.writeable = False
         object.__setattr__(self, "drop_step", drop_step)
+        if self.layer_tokens is not None:
+            object.__setattr__(self, "layer_tokens", self._checked_tokens(self.layer_tokens))
+
+    @property
+    def online(self) -> bool:
+        """Whether tokens are chosen during the run, by an online policy."""
+        return self.layer_tokens is not None
 
     @property
     def num_layers(self) -> int:
@@ -94,6 +102,8 @@ class PruningSchedule:
     @property
     def resident_scales(self) -> int:
         """How many source scales, from the first on, every head keeps to the end: at least the sinks."""
+        if self.online:
+            return self.sink_scales
         stays = (self.drop_step[:, :, :-1] == self.num_steps - 1).all(axis=(0, 1))
         return int(np.argmin(np.append(stays, False)))
 
@@ -104,6 +114,11 @@ class PruningSchedule:
         if self.online:
             head += [self.policy, self.budget, self.provenance]
         return hashlib.sha256(json.dumps(head).encode() + self.drop_step.astype("<i2").tobytes()).hexdigest()
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether all of the history stays to the end."""
+        return not self.online and self.resident_scales >= self.scales.num_scales - 1
 
     def visible(self, query_scale: int) -> NDArray[np.bool_]:
         """What attention at this query scale reads, the current scale included: bool [layer, head, source_scale]."""
@@ -129,9 +144,17 @@ class PruningSchedule:
     def tokens_held(self) -> NDArray[np.int64]:
         """Tokens in the cache after each step, over all layers and heads: [num_steps].
 
-        Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early.
+        Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early. Exact for
+        an online policy too: only which tokens these are is not known before.
         """
-        return tokens_held(self.drop_step, self.scales)
+        return tokens_held(self.drop_step, self.scales) if self.layer_tokens is None else after_steps(self.layer_tokens)
+
+    def evicted_tokens(self) -> NDArray[np.int64]:
+        """Tokens that leave right after each step, over all layers and heads: [num_steps]."""
+        written = np.repeat(np.array(self.scales.tokens) * self.num_heads, self.num_layers)
+        written[-self.num_layers :] = 0  # the last scale is not cached
+        evicted: NDArray[np.int64] = written - np.diff(self.tokens_held(), prepend=0)
+        return evicted
 
     def evictions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(layers, heads, source_scales) of the head-scales to free right after this step.
@@ -157,7 +180,7 @@ class PruningSchedule:
             raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        during = {"online": True} if self.online else {}
+        chosen = {} if self.layer_tokens is None else {"layer_tokens": self.layer_tokens.tolist()}
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -168,7 +191,7 @@ class PruningSchedule:
             "budget": self.budget,
             "provenance": self.provenance,
             "drop_step": self.drop_step.tolist(),
-            **during,
+            **chosen,
         }
 
     @classmethod
@@ -192,7 +215,7 @@ class PruningSchedule:
             policy=_name(record["policy"], "policy"),
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
-            online=record.get("online") is True,
+            layer_tokens=_layer_tokens(record.get("layer_tokens")),
         )
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -229,7 +252,20 @@ class PruningSchedule:
             )
 
     def _labels(self) -> tuple[object, ...]:
-        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, self.online
+        chosen = None if self.layer_tokens is None else self.layer_tokens.tolist()
+        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, chosen
+
+    def _checked_tokens(self, given: NDArray[np.int32]) -> NDArray[np.int32]:
+        tokens = np.array(given, dtype=np.int32)
+        expected = self.scales.num_scales, self.num_layers
+        most = self.num_heads * np.cumsum((*self.scales.tokens[:-1], 0))[:, None]
+        if tokens.shape != expected or (tokens < 0).any() or (tokens > most).any():
+            raise ScheduleError(
+                f"layer_tokens of shape {list(tokens.shape)} are no numbers of tokens that {list(expected)} layers at "
+                "their scales could hold; run it again"
+            )
+        tokens.flags.writeable = False
+        return tokens
 
 
 def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
@@ -248,6 +284,16 @@ def tokens_held(drop_step: NDArray[np.int16], scales: ScaleSchedule) -> NDArray[
     change = np.bincount(written_at.ravel(), tokens.ravel(), num_steps)
     change -= np.bincount(cached[freed], tokens[freed], num_steps)
     return np.cumsum(np.rint(change).astype(np.int64))
+
+
+def after_steps(layer_tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Tokens of all layers after each step, [num_steps], from each layer's own after its step [query_scale, layer]:
+    layers not yet reached hold what they had."""
+    before = np.vstack([np.zeros_like(layer_tokens[:1]), layer_tokens[:-1]])
+    reached = np.cumsum(layer_tokens, axis=1, dtype=np.int64)
+    still = before.sum(axis=1, keepdims=True) - np.cumsum(before, axis=1)
+    held: NDArray[np.int64] = (reached + still).ravel()
+    return held
 
 
 def full_history_tokens(config: ModelConfig, scales: ScaleSchedule) -> int:
@@ -362,6 +408,15 @@ def _as_steps(given: ArrayLike) -> NDArray[np.int16]:
     if values.dtype.kind not in "iu" or (values != values.astype(np.int16)).any():
         raise ScheduleError(expected)
     return values.astype(np.int16)
+
+
+def _layer_tokens(given: Any) -> NDArray[np.int32] | None:  # Any: whatever a file held
+    if given is None:
+        return None
+    try:
+        return _whole_numbers(np.array(given, dtype=object)).astype(np.int32)
+    except (ValueError, TypeError, OverflowError):
+        raise ScheduleError("layer_tokens holds something else than whole numbers; run it again") from None
 
 
 def _whole_numbers(values: NDArray[np.object_]) -> NDArray[np.int64]:

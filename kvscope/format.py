@@ -268,8 +268,11 @@ ARRAYS = (
     Table("scale_height", ("source_scale",), "Height of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
     Table("scale_width", ("source_scale",), "Width of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
     Table("drop_step", _HEAD_SCALES[1:], "The plan in force: the step (query_scale × num_layers + layer) right after "
-          "which a head-scale is freed; the last step: kept to the end", "step", "i2", chunk=(0, 0, 0), fixed=True),
-    Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction",
+          "which a head-scale is freed; the last step: kept to the end. Where the header's schedule has layer_tokens "
+          "an online policy chose single tokens, and this is only the longest they can be there",
+          "step", "i2", chunk=(0, 0, 0), fixed=True),
+    Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction; in the "
+          "first row, as many in others",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),
     Table("read_tokens", _HEAD_SCALES, "Tokens that attention at the step could read, the current scale included",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.config import MODELS
-from kvscope import layout, maps
+from kvscope import chosen, layout, maps
 from kvscope.analysis import summarize
 from kvscope.errors import TraceError
 from kvscope.findings import Finding, more_text, unequal
@@ -109,6 +109,9 @@ def _steps(trace: Trace) -> Iterator[Finding]:
 
 
 def _tokens(trace: Trace) -> Iterator[Finding]:
+    if trace.schedule.online:
+        yield from chosen.token_findings(trace)
+        return
     done, why = trace.scales_done, "as the schedule says"
     yield from unequal("kept_tokens", trace.kept_tokens, trace.schedule.kept_tokens()[:done], why=why)
     yield from unequal("read_tokens", trace.read_tokens, trace.schedule.read_tokens()[:done], why=why)
@@ -118,15 +121,10 @@ def _bytes(trace: Trace) -> Iterator[Finding]:
     header, steps = trace.header, trace.steps
     held = trace.schedule.tokens_held()[: len(steps)] * header.bytes_per_token
     yield from unequal("steps.accounted_bytes", steps["accounted_bytes"][: len(held)], held, why="tokens held × bytes")
-    evicted = [_evicted_tokens(trace, step) for step in range(len(held))]
-    yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], np.array(evicted), why="the plan")
+    evicted = trace.schedule.evicted_tokens()[: len(held)]
+    yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], evicted, why="the plan")
     if header.capacity_tokens is not None:
         yield from _stored(trace, header.capacity_tokens)
-
-
-def _evicted_tokens(trace: Trace, step: int) -> int:
-    _, _, sources = trace.schedule.evictions(step)
-    return int(np.array(trace.header.scales.tokens)[sources].sum())
 
 
 def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
@@ -214,7 +212,10 @@ def _mass(trace: Trace) -> Iterator[Finding]:
     for name, tier in (("attention_mass", "mass"), ("attention_mass_uncond", "mass_uncond")):
         mass = getattr(trace, name)
         if mass.size:
-            yield from _one_mass(name, mass, _visible(trace, is_measured=tier in trace.header.tiers))
+            visible = _visible(trace, is_measured=tier in trace.header.tiers)
+            if trace.schedule.online and tier == "mass_uncond" and visible.any():
+                visible = chosen.may_be_measured(~np.isnan(mass))
+            yield from _one_mass(name, mass, visible)
 
 
 def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
@@ -223,6 +224,8 @@ def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
     shape = (len(done), *trace.schedule.drop_step.shape)
     if not is_measured or not done:
         return np.zeros(shape, np.bool_)
+    if trace.schedule.online:
+        return chosen.seen(trace)
     return np.stack([trace.schedule.visible(scale) for scale in done])
 
 
@@ -253,7 +256,11 @@ def _maps(trace: Trace) -> Iterator[Finding]:
 def _map_finding(trace: Trace, visible: NDArray[np.bool_], query_scale: int, layer: int, head: int) -> Finding | None:
     where = f"attention_map[{query_scale}, {layer}, {head}]"
     cells = trace.attention_map(query_scale, layer, head)
-    if not np.array_equal(~np.isnan(cells), visible[:, None, None] & _grid_cells(trace)):
+    if trace.schedule.online and visible.any():
+        is_whole = chosen.is_map_whole(trace, cells, visible, query_scale, layer, head)
+    else:
+        is_whole = np.array_equal(~np.isnan(cells), visible[:, None, None] & _grid_cells(trace))
+    if not is_whole:
         return Finding(where, "NaN in other cells", "NaN past the grid and where the head could not see, only there")
     total = float(np.nansum(cells, dtype=np.float64))
     if visible.any() and abs(total - 1) > maps.MAP_ERROR + MASS_TOLERANCE:
