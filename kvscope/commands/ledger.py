@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the ledger."""
     if args.device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {args.device}; expected cpu or cuda")
+    if args.trace is None and args.plan is None and (args.policy is not None or args.budget is not None):
+        args.plan = True
     if (args.trace is None) == (args.plan is None):
         raise UsageError("give a trace, or --plan with a schedule file or the options of `kvscope plan`; one of them")
     ledger = _planned(args) if args.trace is None else _recorded(args)
