@@ -59,8 +59,8 @@ _CACHE = (
           "Keys and values that fit in the pool, which is allocated once and never grows.",
           "header capacity_tokens × bytes per token", "the schedule's peak × bytes per token"),
     Entry("index", "residual", "index of the pool",
-          "Numbers of the slots in use, 4 bytes each, by which attention finds its tokens; in the host's memory. Where "
-          "a policy chooses single tokens, also which token a slot holds in each row, with the keys and values.",
+          "Numbers of the slots in use, 4 bytes each, by which attention finds its tokens; in the host's memory; where "
+          "single tokens were chosen also which of them a slot holds in each row, with the keys and values.",
           "stored KV - pool capacity", "4 bytes × most slots used so far; 2 or 6 more × rows × tokens if so",
           negative="the cache allocated less than it said it had room for; validate this trace"),
     Entry("stored", "level", "stored KV",
