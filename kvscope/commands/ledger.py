@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         metavar="SCHEDULE",
-        help="read no trace, but predict: of this schedule file, or of what the options below say",
+        help="read no trace, but predict: of this schedule file, or of what the options below say (not needed beside "
+        "--policy or --budget)",
     )
     add("--device", metavar="D", help="where a plan would run: cpu or cuda (default: cpu)")
     options.model_options(parser)

@@ -223,3 +223,11 @@ def test_a_run_of_an_online_policy_is_a_reference_too(prompt: Prompt, online: On
     assert forced_error(reference, online).mean_kl == 0.0
     assert attention_error(reference, online).max() == 0.0
     assert forced_error(reference, full(prompt)).mean_kl > 0
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02])
+def test_heads_that_keep_nothing_still_choose_at_the_next_scale(reference: Reference, budget: float) -> None:
+    scarce = WindowPolicy().plan(reference.prompt.model.config, reference.prompt.scales, budget=budget, sink_scales=0)
+
+    assert scarce.capacity.min() == 0
+    assert forced_error(reference, scarce).mean_kl > 0

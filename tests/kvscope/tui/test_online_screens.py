@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from textual.widgets._toast import Toast
 
+from kvscope.job import Job
+from kvscope.runner import run_job
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.editing import EditOptions
@@ -165,3 +167,15 @@ def test_a_key_that_edits_says_why_it_does_nothing(drive: Drive, edit: EditOptio
 def test_edits_of_a_script_are_refused(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="snapkv chooses single tokens during the run"):
         shoot(TRACE, "text", LARGE, screen="plan", edits=("drop l1 h1 s4",))
+
+
+def test_a_map_of_attention_says_how_many_of_its_cells_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "maps.h5"
+    run_job(Job("a red circle", "infinity-tiny", "snapkv:window=4", budget=0.1, attention_map="uint8"), path)
+    with Trace.open(path) as trace:
+        read = trace.read_tokens[4, :, :, 3]
+        layer, head = np.argwhere((read > 0) & (read < 16))[0].tolist()
+
+    text = shoot(path, "text", Look(width=160, height=44, colours="none"), place=f"mass q4 l{layer} h{head} s3")
+
+    assert f"a token · {16 - read[layer, head]} of 16 cells gone" in text
