@@ -21,6 +21,7 @@ check: $(INSTALLED)
 	$(BIN)/python -m kvscope.format --check docs/trace-format.md
 	$(BIN)/python -m kvscope.cli_docs --check docs/cli.md
 	$(BIN)/python -m kvscope.keys_docs --check docs/keys.md
+	$(BIN)/python -m kvscope.policies_docs --check docs/policies.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m tests.benchmarks

@@ -10,20 +10,23 @@ Softmax scale is 1 (cosine attention).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from heatkv.codecs import MODEL
 from heatkv.errors import OptionError, UnknownNameError
 from heatkv.kernels import ragged, varlen
 from heatkv.kernels.grouped import grouped_attention
 from heatkv.kernels.mass import key_mass
 from heatkv.kernels.plain import ragged_attention_plain
+from heatkv.pool import TokenPool
 from heatkv.probe import Capture
 from heatkv.scales import ScaleSchedule
-from heatkv.visible import Visible
+from heatkv.visible import Packed, Visible
 
 PATHS = ("grouped", "triton", "varlen", "plain")
 
@@ -40,9 +43,26 @@ class Path:
         return f"{self.name} ({self.reason})"
 
 
-def choose_path(device: torch.device | str, *, dtype: torch.dtype, head_dim: int, requested: str = "auto") -> Path:
-    """The way that is used for a model; `requested` forces one of PATHS. Raises OptionError if it cannot work."""
-    device = torch.device(device)
+def choose_path(
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype,
+    head_dim: int,
+    requested: str = "auto",
+    codecs: Sequence[str] = (),
+) -> Path:
+    """The way that is used for a model; `requested` forces one of PATHS. Raises OptionError if it cannot work.
+
+    `codecs`: what stored tokens are in; all ways but the model's own numbers decode before they attend, and say so.
+    """
+    path = _chosen_path(torch.device(device), dtype, head_dim, requested)
+    coded = [name for name in codecs if name != MODEL]
+    if not coded:
+        return path
+    return replace(path, reason=f"{path.reason}; {', '.join(coded)} is decoded first, of one layer at a time")
+
+
+def _chosen_path(device: torch.device, dtype: torch.dtype, head_dim: int, requested: str) -> Path:
     if requested != "auto":
         return _requested_path(requested, device, dtype, head_dim)
     if device.type == "cpu":
@@ -135,14 +155,14 @@ def _grouped(q: Tensor, visible: Visible, scales: ScaleSchedule, rows: int, capt
 def _ragged(q: Tensor, visible: Visible, scales: ScaleSchedule, rows: int, capture: Capture, path: Path) -> _Measured:
     packed = visible.packed()
     rows_differ = visible.tokens is not None
-    pool = visible.pool
+    pool_keys, pool_values, slots = _readable(visible, packed)
     out, lse, mass = _RAGGED[path.name](
         q,
         visible.keys,
         visible.values,
-        pool.keys,
-        pool.values,
-        packed.slots,
+        pool_keys,
+        pool_values,
+        slots,
         packed.offsets,
         packed.sources,
         packed.order,
@@ -151,14 +171,24 @@ def _ragged(q: Tensor, visible: Visible, scales: ScaleSchedule, rows: int, captu
         capture_rows=0 if rows_differ else rows,
     )
     key_masses = []
+    slots_of = slots.split([len(each) for each in visible.slots])
     for head in range(q.shape[1] if capture.maps or (rows and rows_differ) else 0):
-        stored = pool.keys[:rows].index_select(1, pool.index(visible.slots[head]))
+        stored = pool_keys[:rows].index_select(1, slots_of[head])
         keys = torch.cat((stored, visible.keys[:rows, head]), dim=1)
         key_masses.append(key_mass(q[:rows, head, None], keys[:, None], lse[:rows, head, None])[:, 0])
     if rows and rows_differ:
         parts = [each[:, None, : len(slots)] for each, slots in zip(key_masses, visible.slots, strict=True)]
         mass = torch.cat([visible.mass_by_scale(part, [head]) for head, part in enumerate(parts)], dim=1)
     return out, mass, key_masses
+
+
+def _readable(visible: Visible, packed: Packed) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values [R, n, D] and the slots of them that are visible: the pool in place, or what of it is decoded."""
+    pool = visible.pool
+    if isinstance(pool, TokenPool) and pool.is_plain:
+        return pool.keys, pool.values, packed.slots
+    keys, values = pool.read(np.concatenate(visible.slots))
+    return keys, values, torch.arange(keys.shape[1], dtype=torch.int32, device=keys.device)
 
 
 def _map(key_masses: list[Tensor], visible: Visible, scales: ScaleSchedule) -> Tensor:

@@ -197,7 +197,7 @@ def _parts(
     schedule.validate(model.config, scales)
     negatives = None if prompt.negative is None else [prompt.negative]
     text = model.encode_text([prompt.text], negatives, guided=prompt.sampling.guided)
-    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim)
+    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, codecs=schedule.codecs)
     return model, text, scales, schedule, prompt.sampling, path
 
 

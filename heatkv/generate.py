@@ -23,6 +23,7 @@ from heatkv.errors import OptionError
 from heatkv.online import OnlinePlan
 from heatkv.policies.full import FullPolicy
 from heatkv.probe import NullProbe, Probe, RunStart, ScaleInfo, StepInfo
+from heatkv.revision import check_room, revised
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from heatkv.selection import Selector
@@ -124,7 +125,13 @@ def generate(
     if forced_bits is not None:
         _check_bits(forced_bits, len(texts), model.config, scales)
     text = model.encode_text(texts, negatives, guided=sampling.guided)
-    path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, requested=attention)
+    path = choose_path(
+        text.pooled.device,
+        dtype=model.kv_dtype,
+        head_dim=model.config.head_dim,
+        requested=attention,
+        codecs=schedule.codecs,
+    )
     run = Run(model, text, scales, schedule, sampling, path, probe, online)
     try:
         bits, codes = run.all_scales(len(texts), seed, forced_bits)
@@ -165,6 +172,21 @@ class Run:
     def close(self) -> None:
         """Let go of the cache's memory."""
         self.cache.clear()
+
+    def revise(self, schedule: PruningSchedule, query_scale: int) -> PruningSchedule:
+        """Go on with another schedule, before the first step of this query scale; the one that is obeyed then.
+
+        Raises ScheduleError if what has left would come back, or the cache has no room; see heatkv.revision.
+        """
+        assert isinstance(self.cache, KVCache)  # of an online policy's run nobody is offered this
+        one = revised(self.schedule, schedule, query_scale)
+        config, rows, number_bytes = self.model.config, self.text.rows, self.model.kv_dtype.itemsize
+        token_bytes = config.kv_bytes_per_token(dtype_bytes=number_bytes, rows=rows)
+        room = self.cache.capacity_tokens
+        check_room(one, query_scale, capacity_tokens=room, bytes_per_token=token_bytes)
+        self.cache.revise(one, query_scale)
+        self.schedule = one
+        return one
 
     def all_scales(
         self, batch: int, seed: int | None, forced_bits: Sequence[Tensor] | None
@@ -283,7 +305,9 @@ class Run:
             device=str(self.device),
             attention=str(self.path),
             capacity_tokens=self.cache.capacity_tokens,
+            pools=self.cache.pool_starts,
             schedule=self.schedule,
+            revise=self.revise if isinstance(self.cache, KVCache) else None,
         )
 
 
@@ -313,8 +337,7 @@ def stored(
         return 0
     assert selector is not None  # a TokenCache comes with one
     candidates = cache.candidates(layer, query_scale=query_scale, keys=keys, values=values)
-    candidates, keep = selector.choose(layer, query_scale, q, candidates)
-    return cache.store(layer, candidates, keep)
+    return cache.store(layer, selector.choose(layer, query_scale, q, candidates))
 
 
 class StepClock:

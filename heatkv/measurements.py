@@ -133,6 +133,11 @@ class Measurements:
         return found
 
 
+def measurement_names(*, guided: bool, only_mass: bool = False) -> tuple[str, ...]:
+    """What one run can measure: everything, but nothing of the unconditional row without guidance."""
+    return ("attention_mass",) if only_mass else tuple(name for name in AXES if guided or "uncond" not in name)
+
+
 def _of_run(config: ModelConfig, scales: ScaleSchedule) -> dict[str, object]:
     return {
         "model": config.name,

@@ -1,30 +1,48 @@
 """TokenPool: one block of memory for the keys and values of all layers, allocated once, handed out slot by slot.
 
-A slot holds one token's key and value of one head, in every row. Slots of one token have no waste: whatever mix of
-scales, heads and layers is kept, as many tokens fit as there are slots, and whoever leaves makes room for anybody.
-It knows nothing of layers, heads or scales.
+A slot holds one token's key and value of one head, in every row, as the pool's codec writes them. Slots of one token
+have no waste: whatever mix of scales, heads and layers is kept, as many tokens fit as there are slots, and whoever
+leaves makes room for anybody. It knows nothing of layers, heads or scales.
 """
 
 from __future__ import annotations
+
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heatkv.codecs import CODECS, MODEL, Codec, Packing
+from heatkv.packing import check_device, decode, encode, stored_dtype
+
 Slots = NDArray[np.int32]
-"""Numbers of slots, in the order of the tokens they hold."""
+"""Numbers of slots, in the order of the tokens they hold: [n]; where it is said, [R, n]: each row's own."""
+
+Raw: TypeAlias = tuple[Tensor, Tensor]
+"""Keys and values as a pool holds them: [R, n, width] each."""
+
+_NUMBERS_AT_ONCE = 1 << 20
+"""That are decoded together: what is needed beside the result stays small, and in a core's cache."""
 
 
 class TokenPool:
     """`num_slots` slots for keys and values of all rows."""
 
     def __init__(
-        self, num_slots: int, *, rows: int, head_dim: int, dtype: torch.dtype, device: torch.device | str = "cpu"
+        self,
+        num_slots: int,
+        *,
+        rows: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device | str = "cpu",
+        codec: Codec = CODECS[MODEL],
     ) -> None:
-        self.keys = torch.empty(rows, num_slots, head_dim, dtype=dtype, device=device)
-        """[R, num_slots, D]; what is in a free slot means nothing."""
-        self.values = torch.empty_like(self.keys)
+        self.codec, self.head_dim, self.dtype = codec, head_dim, dtype
+        self.keys, self.values = (self._room(packing, rows, num_slots, device) for packing in self._packings)
+        """[R, num_slots, width]: D numbers of `dtype`, or the codec's bytes; what is in a free slot means nothing."""
         self._returned: list[Slots] = []
         """Slots that came back; the last ones go out again first."""
         self._num_used = 0
@@ -35,9 +53,14 @@ class TokenPool:
         return self.keys.shape[1]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether attention can read keys and values where they lie."""
+        return self.codec.is_model
+
+    @property
     def bytes_per_slot(self) -> int:
         """Of one token's key and value, in all rows."""
-        return 2 * self.keys.shape[0] * self.keys.shape[2] * self.keys.element_size()
+        return sum(len(held) * held.shape[2] * held.element_size() for held in (self.keys, self.values))
 
     @property
     def num_free(self) -> int:
@@ -73,20 +96,56 @@ class TokenPool:
 
     def write(self, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Put keys and values, [R, len(slots), D] each, into slots."""
-        index = self.index(slots).long()  # all that index_copy_ takes
-        self.keys.index_copy_(1, index, keys)
-        self.values.index_copy_(1, index, values)
+        self.put(slots, self.encoded(keys, values))
+
+    def encoded(self, keys: Tensor, values: Tensor) -> Raw:
+        """Keys and values [..., D] as this pool holds them: [..., width] each."""
+        return encode(self.codec.keys, keys), encode(self.codec.values, values)
+
+    def decoded(self, raw: Raw) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., D] of `dtype` of what is held: [..., width] each."""
+        keys, values = (
+            decode(packing, held, self.head_dim, self.dtype) for held, packing in zip(raw, self._packings, strict=True)
+        )
+        return keys, values
 
     def read(self, slots: Slots) -> tuple[Tensor, Tensor]:
-        """Keys and values of slots [G, P]: [R, G, P, D] each, copies."""
-        index = self.index(slots.ravel())
-        keys, values = (each.index_select(1, index).unflatten(1, slots.shape) for each in (self.keys, self.values))
-        return keys, values
+        """Keys and values in slots, [n] or [G, P]: [R, n, D] or [R, G, P, D] of `dtype` each; copies."""
+        flat = slots.ravel()
+        if self.is_plain or flat.size * len(self.keys) * self.head_dim <= _NUMBERS_AT_ONCE:
+            keys, values = self.decoded(self.raw(flat))
+            return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
+        keys, values = (self.keys.new_empty(len(self.keys), len(flat), self.head_dim, dtype=self.dtype) for _ in "kv")
+        at_once = max(1, _NUMBERS_AT_ONCE // (len(self.keys) * self.head_dim))
+        for begin in range(0, len(flat), at_once):
+            part = self.raw(flat[begin : begin + at_once])
+            for whole, stored, packing in zip((keys, values), part, self._packings, strict=True):
+                whole[:, begin : begin + at_once] = decode(packing, stored, self.head_dim, self.dtype)
+        return keys.unflatten(1, slots.shape), values.unflatten(1, slots.shape)
+
+    def read_anyhow(self, slots: Slots) -> tuple[Tensor, Tensor, Slots]:
+        """As `read` of slots [n], in whatever order is cheapest: [R, n, D] each; and where in it each slot's are."""
+        return *self.read(slots), np.arange(len(slots), dtype=np.int32)
+
+    def raw(self, slots: Slots) -> Raw:
+        """What lies in slots, [n] or [R, n], as it lies there: copies. `put` elsewhere, it means the same."""
+        index = self.index(slots)
+        if index.ndim == 1:
+            return self.keys.index_select(1, index), self.values.index_select(1, index)
+        return self.keys[_rows(index), index.long()], self.values[_rows(index), index.long()]
+
+    def put(self, slots: Slots, raw: Raw) -> None:
+        """Put into slots, [n] or [R, n], what `raw` gave, of this pool or of one like it."""
+        index = self.index(slots).long()  # all that index_copy_ takes
+        for held, moved in zip((self.keys, self.values), raw, strict=True):
+            if index.ndim == 1:
+                held.index_copy_(1, index, moved)
+            else:
+                held[_rows(index), index] = moved
 
     def release(self) -> None:
         """Free the memory: no slots are left."""
-        rows, _, head_dim = self.keys.shape
-        self.keys, self.values = self.keys.new_empty(2, rows, 0, head_dim)
+        self.keys, self.values = (held.new_empty(len(held), 0, held.shape[2]) for held in (self.keys, self.values))
         self._returned, self._num_used = [], 0
 
     def index(self, slots: Slots) -> Tensor:
@@ -95,3 +154,17 @@ class TokenPool:
         if self.keys.device.type == "cuda":
             return index.pin_memory().to(self.keys.device, non_blocking=True)
         return index.to(self.keys.device)
+
+    @property
+    def _packings(self) -> tuple[Packing, Packing]:
+        return self.codec.keys, self.codec.values
+
+    def _room(self, packing: Packing, rows: int, num_slots: int, device: torch.device | str) -> Tensor:
+        check_device(packing, torch.device(device))
+        dtype = stored_dtype(packing, self.dtype)
+        width = packing.num_bytes(self.head_dim, self.dtype.itemsize) // dtype.itemsize
+        return torch.empty(rows, num_slots, width, dtype=dtype, device=device)
+
+
+def _rows(index: Tensor) -> Tensor:
+    return torch.arange(len(index), device=index.device)[:, None]

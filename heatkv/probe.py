@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from heatkv.scales import ScaleSchedule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
@@ -49,6 +51,17 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolStart:
+    """Where a cache keeps the tokens of one codec."""
+
+    codec: str
+    bytes_per_token: int
+    """Of one token's key and value in one head, over all rows."""
+    capacity_tokens: int
+    """Head-tokens that it has room for."""
+
+
+@dataclass(frozen=True, slots=True)
 class RunStart:
     """Fixed facts of a run, known before its first step."""
 
@@ -70,6 +83,11 @@ class RunStart:
     """Head-tokens that the cache has room for."""
     schedule: PruningSchedule
     """The plan in force."""
+    pools: tuple[PoolStart, ...] = ()
+    """One for each codec of the plan; empty: it has none, and every token takes what the dtype does."""
+    revise: Callable[[PruningSchedule, int], PruningSchedule] | None = None
+    """Goes on with another schedule from a query scale on; called by a probe before that scale, in `run_started` or
+    `scale_done`, which returns the schedule then in force. Raises ScheduleError; None: it cannot be revised."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,7 +109,7 @@ class ScasScores:
 
 
 class ScasAccumulator:
-    """Running sums of attention mass; raise `prompts` by one after each prompt.
+    """Running sums of attention mass; `prompts` counts those that are whole.
 
     The model must run unpruned, and the mass be that of the conditional branch.
     """
@@ -129,6 +129,13 @@ class ScasAccumulator:
         """
         sources = slice(self.sink_scales, max(query_scale, self.sink_scales))
         self.sums[layer, :, sources] += np.asarray(mass, dtype=np.float64)[:, sources]
+
+    def add_prompt(self, mass: NDArray[np.floating]) -> None:
+        """Add every step of one prompt, [query_scale, layer, head, source_scale], and count it."""
+        for query_scale, layers in enumerate(mass):
+            for layer, one in enumerate(layers):
+                self.add(query_scale, layer, one)
+        self.prompts += 1
 
     def merge(self, other: ScasAccumulator) -> None:
         """Add what another accumulator saw: other prompts of the same calibration."""

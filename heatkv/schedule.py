@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from heatkv import head_codecs
+from heatkv.codecs import MODEL
+from heatkv.config import MODELS
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.files import read_json, write_new
 from heatkv.scales import ScaleSchedule
@@ -26,7 +29,8 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig
 
 FORMAT = "heatkv.schedule"
-VERSION = 1
+VERSION = 2
+"""With codecs; a schedule without any is written as version 1, which is the same but for them."""
 
 BUDGET_TOLERANCE = 1e-12
 """Budgets this close below a whole number of tokens, or below the minimum, count as reaching it."""
@@ -58,7 +62,12 @@ class PruningSchedule:
     """Where it came from, such as the content hash of the orders."""
     layer_tokens: NDArray[np.int32] | None = None
     """[query_scale, layer]: head-tokens that each layer holds after its step. Of an online policy, which chooses during
-    the run which tokens these are; drop_step then only says what can be there at most. None: all is planned."""
+    the run which tokens these are, all in one codec; drop_step then only says what can be there at most. None: all is
+    planned."""
+    codec: NDArray[np.uint8] | None = None
+    """[layer, head, source_scale]: index into `codecs` of how it is stored; None: all in the model's dtype."""
+    codecs: tuple[str, ...] = ()
+    """Names of CODECS; with them, a budget is a fraction of the history's bytes in the model's dtype."""
 
     def __post_init__(self) -> None:
         drop_step = _as_steps(self.drop_step)
@@ -69,6 +78,8 @@ class PruningSchedule:
         _check_drop_steps(drop_step, self.sink_scales)
         drop_step.flags.writeable = False
         object.__setattr__(self, "drop_step", drop_step)
+        if self.codec is not None:
+            object.__setattr__(self, "codec", head_codecs.checked(self.codec, self.codecs, drop_step.shape))
         if self.layer_tokens is not None:
             object.__setattr__(self, "layer_tokens", self._checked_tokens(self.layer_tokens))
 
@@ -101,19 +112,25 @@ class PruningSchedule:
 
     @property
     def resident_scales(self) -> int:
-        """How many source scales, from the first on, every head keeps to the end: at least the sinks."""
+        """How many source scales, from the first on, every head keeps to the end, all in one codec."""
         if self.online:
             return self.sink_scales
         stays = (self.drop_step[:, :, :-1] == self.num_steps - 1).all(axis=(0, 1))
+        if self.codec is not None:
+            stays &= (self.codec[:, :, :-1] == self.codec[0, 0, 0]).all(axis=(0, 1))
         return int(np.argmin(np.append(stays, False)))
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what a run can notice: drop_step, scales and sink scales; the policy, if it is online."""
+        """SHA-256 (hex) of what a run can notice: drop_step, scales, sink scales; codecs, if any; an online policy."""
         head: list[object] = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
+        arrays = self.drop_step.astype("<i2").tobytes()
         if self.online:
             head += [self.policy, self.budget, self.provenance]
-        return hashlib.sha256(json.dumps(head).encode() + self.drop_step.astype("<i2").tobytes()).hexdigest()
+        if self.codec is not None:
+            head.append(list(self.codecs))
+            arrays += self.codec[..., :-1].tobytes()
+        return hashlib.sha256(json.dumps(head).encode() + arrays).hexdigest()
 
     @property
     def keeps_everything(self) -> bool:
@@ -151,10 +168,59 @@ class PruningSchedule:
 
     def evicted_tokens(self) -> NDArray[np.int64]:
         """Tokens that leave right after each step, over all layers and heads: [num_steps]."""
-        written = np.repeat(np.array(self.scales.tokens) * self.num_heads, self.num_layers)
-        written[-self.num_layers :] = 0  # the last scale is not cached
-        evicted: NDArray[np.int64] = written - np.diff(self.tokens_held(), prepend=0)
+        evicted: NDArray[np.int64] = self.written_tokens() - np.diff(self.tokens_held(), prepend=0)
         return evicted
+
+    def written_tokens(self) -> NDArray[np.int64]:
+        """Tokens that each step adds before any leaves, over all heads: [num_steps]; the last scale is not cached."""
+        cached = np.array((*self.scales.tokens[:-1], 0), np.int64)
+        return np.repeat(cached * self.num_heads, self.num_layers)
+
+    def tokens_held_by_codec(self) -> dict[str, NDArray[np.int64]]:
+        """Codec → tokens held in it after each step, over all layers and heads: [num_steps]."""
+        if self.codec is None or self.online:
+            return {(*self.codecs, MODEL)[0]: self.tokens_held()}
+        tokens = np.array(self.scales.tokens)
+        return {
+            name: amount_held(self.drop_step, np.where(self.codec == index, tokens, 0))
+            for index, name in enumerate(self.codecs)
+        }
+
+    def bytes_per_token(self, head_dim: int, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
+        """Of a token of each head-scale, key and value in all rows: [layer, head, source_scale]."""
+        codec = np.zeros(self.drop_step.shape, np.uint8) if self.codec is None else self.codec
+        known = head_codecs.bytes_per_token(self.codecs or (MODEL,), head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        per_token: NDArray[np.int64] = known[codec]
+        return per_token
+
+    def bytes_held(self, head_dim: int, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
+        """Bytes of keys and values after each step, over all layers and heads: [num_steps]; as `tokens_held`."""
+        per_token = self.bytes_per_token(head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        if self.online:
+            return self.tokens_held() * int(per_token[0, 0, 0])
+        return amount_held(self.drop_step, per_token * np.array(self.scales.tokens))
+
+    def peak_bytes(self, head_dim: int, *, rows: int, dtype_bytes: int) -> int:
+        """The most bytes held after any step: what the budget bounds."""
+        return int(self.bytes_held(head_dim, rows=rows, dtype_bytes=dtype_bytes).max())
+
+    def capacity_bytes(self, head_dim: int, *, rows: int, dtype_bytes: int) -> int:
+        """Of the pools that hold it, one a codec, each as large as its own peak: at least `peak_bytes`."""
+        peaks = {name: int(held.max()) for name, held in self.tokens_held_by_codec().items()}
+        per_token = head_codecs.bytes_per_token(tuple(peaks), head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        return int(per_token @ np.array(list(peaks.values())))
+
+    def in_codec(self, name: str) -> Self:
+        """The same with everything but the sinks stored in one codec; `model`: with no codecs at all.
+
+        Where an online policy chooses, the sinks too.
+        """
+        if name == MODEL:
+            return replace(self, codec=None, codecs=())
+        if self.online:
+            return replace(self, codec=np.zeros_like(self.drop_step, np.uint8), codecs=(name,))
+        codec, codecs = head_codecs.all_but_sinks(name, self.drop_step.shape, self.sink_scales)
+        return replace(self, codec=codec, codecs=codecs)
 
     def evictions(self, step: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(layers, heads, source_scales) of the head-scales to free right after this step.
@@ -183,13 +249,14 @@ class PruningSchedule:
         chosen = {} if self.layer_tokens is None else {"layer_tokens": self.layer_tokens.tolist()}
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": 1 if self.codec is None else VERSION,
             "model": self.model,
             "scales": self.scales.to_json(),
             "sink_scales": self.sink_scales,
             "policy": self.policy,
             "budget": self.budget,
             "provenance": self.provenance,
+            **({} if self.codec is None else {"codecs": list(self.codecs), "codec": head_codecs.to_text(self.codec)}),
             "drop_step": self.drop_step.tolist(),
             **chosen,
         }
@@ -200,9 +267,9 @@ class PruningSchedule:
         if not isinstance(record, dict) or record.get("format") != FORMAT:
             raise ScheduleError(f'not a pruning schedule; expected a JSON object with "format": "{FORMAT}"')
         version = record.get("version")
-        if version != VERSION:
+        if version not in range(1, VERSION + 1):
             raise ScheduleError(
-                f"format version {version!r:.40}, this heatkv reads {VERSION}; upgrade heatkv or plan it again"
+                f"format version {version!r:.40}, this heatkv reads 1 to {VERSION}; upgrade heatkv or plan it again"
             )
         missing = {"model", "scales", "sink_scales", "policy", "budget", "provenance", "drop_step"} - record.keys()
         if missing:
@@ -216,6 +283,8 @@ class PruningSchedule:
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
             layer_tokens=_layer_tokens(record.get("layer_tokens")),
+            codec=head_codecs.from_text(record["codec"]) if "codec" in record else None,
+            codecs=head_codecs.names_of(record.get("codecs", [])),
         )
 
     def save(self, path: Path | str, *, overwrite: bool = False) -> Path:
@@ -236,7 +305,7 @@ class PruningSchedule:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PruningSchedule):
             return NotImplemented
-        return self._labels() == other._labels() and np.array_equal(self.drop_step, other.drop_step)
+        return self._labels() == other._labels() and self.content_hash == other.content_hash
 
     def __hash__(self) -> int:
         return hash((self.content_hash, self.model, self.policy, self.budget))
@@ -244,10 +313,26 @@ class PruningSchedule:
     def _check_budget(self) -> None:
         if self.budget is None or self.online:
             return
+        if self.codec is not None:
+            self._check_budget_bytes(self.budget)
+            return
         allowed, peak = _allowed_tokens(self.budget, self.num_layers, self.num_heads, self.scales), self.peak_tokens
         if peak > allowed:
             raise ScheduleError(
                 f"the budget {self.budget:.8g} allows {allowed} tokens, but the peak of drop_step is {peak}; "
+                "plan it again, or correct the budget"
+            )
+
+    def _check_budget_bytes(self, budget: float) -> None:
+        """For a model that is known: only its head_dim tells bytes. As of float32, where a budget allows the most."""
+        if self.model not in MODELS:
+            return
+        head_dim, wide = MODELS[self.model].head_dim, {"rows": 1, "dtype_bytes": 4}
+        peak = self.peak_bytes(head_dim, **wide)
+        allowed = _allowed_tokens(budget, self.num_layers, self.num_heads, self.scales) * 2 * head_dim * 4
+        if peak > allowed:
+            raise ScheduleError(
+                f"the budget {budget:.8g} allows {allowed} bytes a row of float32, but the peak is {peak}; "
                 "plan it again, or correct the budget"
             )
 
@@ -258,6 +343,8 @@ class PruningSchedule:
     def _checked_tokens(self, given: NDArray[np.int32]) -> NDArray[np.int32]:
         tokens = np.array(given, dtype=np.int32)
         expected = self.scales.num_scales, self.num_layers
+        if len(self.codecs) > 1:
+            raise ScheduleError(f"codecs are {', '.join(self.codecs)}; expected one where an online policy chooses")
         most = self.num_heads * np.cumsum((*self.scales.tokens[:-1], 0))[:, None]
         if tokens.shape != expected or (tokens < 0).any() or (tokens > most).any():
             raise ScheduleError(
@@ -275,14 +362,22 @@ def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
 
 def tokens_held(drop_step: NDArray[np.int16], scales: ScaleSchedule) -> NDArray[np.int64]:
     """Tokens in the cache after each step, over all layers and heads: [num_steps]; drop_step as in PruningSchedule."""
+    return amount_held(drop_step, np.array(scales.tokens))
+
+
+def amount_held(drop_step: NDArray[np.int16], amounts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sum of the amounts of what is in the cache after each step: [num_steps].
+
+    `amounts`: of each head-scale, such as its tokens or bytes, [layer, head, source_scale] or what broadcasts to it.
+    """
     num_layers, _, num_scales = drop_step.shape
     num_steps = num_layers * num_scales
     cached = drop_step[:, :, :-1]
     written_at = np.broadcast_to(own_steps(num_layers, num_scales)[:, None, :-1], cached.shape)
-    tokens = np.broadcast_to(np.array(scales.tokens[:-1], dtype=np.float64), cached.shape)
+    each = np.broadcast_to(amounts, drop_step.shape)[:, :, :-1].astype(np.float64)
     freed = cached < num_steps - 1
-    change = np.bincount(written_at.ravel(), tokens.ravel(), num_steps)
-    change -= np.bincount(cached[freed], tokens[freed], num_steps)
+    change = np.bincount(written_at.ravel(), each.ravel(), num_steps)
+    change -= np.bincount(cached[freed], each[freed], num_steps)
     return np.cumsum(np.rint(change).astype(np.int64))
 
 
@@ -333,6 +428,21 @@ def budget_from_bytes(
     """The budget, at most 1.0, that fits in this many bytes of K and V."""
     tokens = num_bytes // config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
     return budget_from_tokens(tokens, config, scales)
+
+
+def codec_budget(
+    budget: float, codec: str, config: ModelConfig, scales: ScaleSchedule, *, sink_scales: int, dtype_bytes: int
+) -> float:
+    """The budget in tokens, at most 1.0, whose bytes are within `budget` if all but the sinks are in this codec.
+
+    `budget`: of the history's bytes in the model's dtype. Too little for the sinks: `budget` itself, still too little.
+    """
+    sinks = sum(scales.tokens[:sink_scales]) * config.num_layers * config.num_heads
+    allowed = budget_tokens(budget, config, scales)
+    if allowed < sinks:
+        return budget
+    bought = head_codecs.tokens_bought(allowed, sinks, codec, head_dim=config.head_dim, dtype_bytes=dtype_bytes)
+    return budget_from_tokens(bought, config, scales)
 
 
 def minimum_budget(scales: ScaleSchedule, sink_scales: int) -> float:

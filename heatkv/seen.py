@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -55,13 +58,24 @@ class Seen:
     def source_scales(self) -> Tensor:
         """[R, G, T]: the scale that each candidate is of."""
         ends = torch.tensor(self.scales.offsets[1:], device=self.tokens.device)
-        return torch.bucketize(self.tokens, ends, right=True)
+        return torch.bucketize(self.tokens.contiguous(), ends, right=True)
 
     def of_scales(self, values: Tensor) -> Tensor:
         """[R, G, T] of `values` [G, num_scales]: each candidate's by its source scale."""
         rows, heads, _ = self.tokens.shape
         expanded: Tensor = values.expand(rows, heads, -1)
         return expanded.gather(2, self.source_scales)
+
+    def of_heads(self, values: NDArray[np.generic]) -> Tensor:
+        """[G, …] of `values` [layer, head, …]: those of these heads; floats as float32."""
+        own = values[self.layer, list(self.heads)]
+        return torch.from_numpy(own.astype(np.float32) if own.dtype.kind == "f" else own).to(self.tokens.device)
+
+    def is_last(self, counts: Tensor) -> Tensor:
+        """[G, T] bool: True at the last `counts` [G] candidates of each head."""
+        place = torch.arange(self.keys.shape[2], device=counts.device)
+        last: Tensor = place >= self.keys.shape[2] - counts[:, None]
+        return last
 
     def chances(self, queries: Tensor) -> Tensor:
         """Softmax attention [R, G, n, T] of the current queries with these indices [n]; few of them."""
@@ -108,14 +122,14 @@ class Seen:
         return chosen
 
 
-def pooled(scores: Tensor, kernel: int, how: str) -> Tensor:
-    """Scores [R, G, T] pooled along T, stride 1, same length; `how`: max or mean, which ignores what is outside."""
+def pooled(scores: Tensor, kernel: int, how: Literal["max", "mean", "zero-padded mean"]) -> Tensor:
+    """Scores [R, G, T] pooled along T, stride 1, same length; only the zero-padded mean counts what is outside."""
     if kernel <= 1:
         return scores
     flat, padding = scores.flatten(0, 1)[:, None], kernel // 2
     if how == "max":
         out = F.max_pool1d(flat, kernel, stride=1, padding=padding)
     else:
-        out = F.avg_pool1d(flat, kernel, stride=1, padding=padding, count_include_pad=False)
+        out = F.avg_pool1d(flat, kernel, stride=1, padding=padding, count_include_pad=how != "mean")
     same_length: Tensor = out[:, 0, : scores.shape[2]].unflatten(0, scores.shape[:2])
     return same_length

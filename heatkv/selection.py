@@ -13,7 +13,7 @@ from torch import Tensor
 
 from heatkv.online import OnlinePlan
 from heatkv.seen import Seen
-from heatkv.token_cache import Candidates
+from heatkv.token_cache import Candidates, Chosen
 
 _LEAST = torch.finfo(torch.float32).min
 
@@ -28,39 +28,36 @@ class Selector:
         self.plan = plan
         self._raw_queries = raw_queries
 
-    def choose(
-        self, layer: int, query_scale: int, q: Tensor, candidates: list[Candidates]
-    ) -> tuple[list[Candidates], list[Tensor]]:
-        """What stays of the candidates: per head, [R, n] ascending positions; q [R, H, L, D].
-
-        Also the candidates with what travels on with them.
-        """
+    def choose(self, layer: int, query_scale: int, q: Tensor, candidates: list[Candidates]) -> list[Chosen]:
+        """What stays of the candidates, and what travels on with them; q [R, H, L, D]."""
         capacity = self.plan.capacity[query_scale, layer].tolist()
-        scored: dict[int, Tensor] = {}
-        kept = []
-        for group in candidates:
-            seen = self._seen(layer, query_scale, q, group, capacity)
-            if self.plan.policy.carries:
-                seen = dataclasses.replace(seen, carried=self.plan.policy.carry(seen))
-            scores = with_sinks(self.plan.policy.scores(seen), group.tokens, self._num_sink_tokens)
-            if self.plan.policy.rows == "run":
-                scores = scores.mean(0, keepdim=True).expand_as(scores)
-            scored.update(dict(zip(group.heads, scores.unbind(1), strict=True)))
-            kept.append(dataclasses.replace(group, carried=seen.carried))
-        by_head = [scored[head] for head in range(len(capacity))]
-        counts = self._counts(by_head, capacity)
-        return kept, [best(each, min(count, each.shape[1])) for each, count in zip(by_head, counts, strict=True)]
+        scored = [self._scored(self._seen(layer, query_scale, q, group, capacity), group) for group in candidates]
+        counts = self._counts(scored, capacity)
+        return [each for group, scores in scored for each in _split(group, scores, counts)]
+
+    def _scored(self, seen: Seen, group: Candidates) -> tuple[Candidates, Tensor]:
+        """The candidates with what the policy has them carry, and their scores [R, G, T]."""
+        policy = self.plan.policy
+        if policy.carries:
+            seen = dataclasses.replace(seen, carried=policy.carry(seen))
+            group = dataclasses.replace(group, carried=seen.carried)
+        scores = with_sinks(policy.scores(seen), group.tokens, self._num_sink_tokens)
+        if policy.rows == "run":
+            scores = scores.mean(0, keepdim=True).expand_as(scores)
+        return group, scores
 
     @property
     def _num_sink_tokens(self) -> int:
         return self.plan.scales.offsets[self.plan.sink_scales]
 
-    def _counts(self, scores: list[Tensor], capacity: list[int]) -> list[int]:
+    def _counts(self, scored: list[tuple[Candidates, Tensor]], capacity: list[int]) -> list[int]:
+        """How many tokens each head keeps, or all that there are: [H]."""
         if not self.plan.policy.shares_layer:
             return capacity
+        means = {head: mean for group, scores in scored for head, mean in zip(group.heads, scores.mean(0), strict=True)}
         total = sum(capacity)
         least = max(self._num_sink_tokens, int(self.plan.policy.floor * total / len(capacity)))
-        return shared_counts([each.mean(0) for each in scores], total, least=least)
+        return shared_counts([means[head] for head in range(len(capacity))], total, least=least)
 
     def _seen(self, layer: int, query_scale: int, q: Tensor, group: Candidates, capacity: list[int]) -> Seen:
         heads = list(group.heads)
@@ -80,10 +77,26 @@ class Selector:
         )
 
 
+def _split(group: Candidates, scores: Tensor, counts: list[int]) -> list[Chosen]:
+    """What stays of a group, heads that keep equally many together."""
+    by_count: dict[int, list[int]] = {}
+    for place, head in enumerate(group.heads):
+        by_count.setdefault(min(counts[head], scores.shape[2]), []).append(place)
+    if list(by_count) == [scores.shape[2]]:
+        everything = torch.arange(scores.shape[2], device=scores.device).expand(scores.shape)
+        return [(group, everything)]
+    order = _order(scores)
+    return [(group.of(places), order[:, places, :count].sort(dim=-1).values) for count, places in by_count.items()]
+
+
 def best(scores: Tensor, count: int) -> Tensor:
     """Positions of the `count` highest scores [..., T], ascending: [..., count] int64; ties to the lower position."""
-    order = scores.sort(dim=-1, descending=True, stable=True).indices[..., :count]
-    return order.sort(dim=-1).values
+    return _order(scores)[..., :count].sort(dim=-1).values
+
+
+def _order(scores: Tensor) -> Tensor:
+    """Positions from the highest score to the lowest, the lower position first where they are equal."""
+    return scores.sort(dim=-1, descending=True, stable=True).indices
 
 
 def with_sinks(scores: Tensor, tokens: Tensor, num_sink_tokens: int) -> Tensor:

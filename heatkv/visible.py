@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from heatkv.pool import Slots, TokenPool
+from heatkv.mixed_pool import Pool
+from heatkv.pool import Slots
 
 Sources = tuple[tuple[int, int], ...]
 """(source_scale, tokens) of what a head has stored, ascending."""
@@ -20,7 +21,7 @@ Sources = tuple[tuple[int, int], ...]
 class Visible:
     """The stored tokens of each head, in their slots of the pool, then the current scale for every head."""
 
-    pool: TokenPool
+    pool: Pool
     slots: tuple[Slots, ...]
     """Per head, ordered by source scale."""
     sources: tuple[Sources, ...]

@@ -180,11 +180,9 @@ def _policies(evidence: Evidence) -> Iterator[tuple[str, PlannedPolicy, int]]:
     orders = evidence.ground.orders
     if orders is not None:
         yield "heatkv", HeatKVPolicy(orders), min(orders.first_source, evidence.ground.scales.num_scales - 1)
-    queries = np.array(evidence.ground.scales.tokens, np.float64)
     for name, power in WEIGHTINGS.items():
-        weights = queries**power / (queries**power).sum()
         for exponent in EXPONENTS:
-            policy = KnapsackPolicy(evidence.mass, exponent, weights)
+            policy = KnapsackPolicy.of_mass(evidence.mass, exponent=exponent, late=power)
             for sinks in (0, 1):
                 yield f"knapsack, {name}exponent {exponent:g}, {sinks} sinks", policy, sinks
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from kvscope.errors import UsageError
 from kvscope.estimate import check_planned, estimate
+from kvscope.in_force import bytes_held
 
 if TYPE_CHECKING:
     from kvscope.trace import Trace
@@ -51,7 +52,7 @@ class After:
 
 def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
     """How a run of another schedule went; `schedule_sha256`: the one that was asked for."""
-    held_bytes = run.schedule.tokens_held() * run.header.bytes_per_token
+    held_bytes = bytes_held(run.plans, run.header)
     lost, why_no_lost = _lost(parent, run)
     steps = run.steps
     places = steps["query_scale"].astype(np.int64) * run.schedule.num_layers + steps["layer"]
@@ -64,7 +65,7 @@ def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
         trace=str(run.path),
         mode=run.header.job.mode,
         schedule_sha256=run.schedule.content_hash,
-        as_planned=run.schedule.content_hash == schedule_sha256,
+        as_planned=run.plans[-1].asked_sha256 == schedule_sha256,
         steps_compared=len(steps),
         steps_as_estimated=int(exact.sum()),
         estimated_peak_bytes=int(held_bytes.max()),

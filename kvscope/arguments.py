@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kvscope.errors import OutputError
 
-_OUTPUTS = ("output", "image", "official", "save_plan")
+_OUTPUTS = ("output", "image", "official", "save_plan", "csv", "html", "svg")
 """Options that name what is written; every other path is read."""
 
 

@@ -8,15 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from heatkv.config import model_config
+from heatkv.measurements import measurement_names
+from heatkv.scales import ScaleSchedule
 from kvscope.calibration import Calibration, CalibrationFile, Settings, finished
 from kvscope.job import Job
 from kvscope.runner import load_pipeline
 from kvscope.units import seconds_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from heatkv.pipeline import Pipeline
 
 Narrate = Callable[[str], None]
@@ -27,16 +30,18 @@ def run_calibration(
     prompts: list[str],
     out: Path,
     *,
+    only_mass: bool = False,
     overwrite: bool = False,
     threads: int | None = None,
     narrate: Narrate = lambda _: None,
 ) -> Calibration:
     """Measure every prompt (seed of the job + its index); prompts that a stopped calibration measured are not repeated.
 
-    The job's own prompt, policy and budget play no part. Ctrl-C leaves `out` + ".part", with which the same call
-    goes on. If `out` holds all of this already it is read, and nothing is measured.
+    The job's own prompt, policy and budget play no part. `only_mass`: attention mass alone, all that policy heatkv
+    needs. Ctrl-C leaves `out` + ".part", with which the same call goes on. If `out` holds all of this already it is
+    read, and nothing is measured.
     """
-    settings = _settings(job, prompts)
+    settings = _settings(job, prompts, only_mass=only_mass)
     found = None if overwrite else finished(out, settings)
     if found is not None:
         narrate(f"{out}: holds these prompts of this model already; nothing to measure")
@@ -65,7 +70,7 @@ def _measure_rest(pipeline: Pipeline, settings: Settings, file: CalibrationFile)
         _show(index + 1, len(settings.prompts), done, time.monotonic() - begin)
 
 
-def _settings(job: Job, prompts: list[str]) -> Settings:
+def _settings(job: Job, prompts: list[str], *, only_mass: bool = False) -> Settings:
     config = model_config(job.model)
     return Settings(
         model=config.name,
@@ -82,24 +87,24 @@ def _settings(job: Job, prompts: list[str]) -> Settings:
         top_p=job.top_p,
         dtype=job.dtype,
         device=job.device,
+        measurements=measurement_names(guided=job.cfg != 1, only_mass=only_mass),
     )
 
 
-def _measure(pipeline: Pipeline, settings: Settings, index: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+def _measure(pipeline: Pipeline, settings: Settings, index: int) -> dict[str, NDArray[np.float32]]:
     # Deferred: torch, which is loaded by now; viewers import this package without it.
-    from heatkv.calibrate import MassProbe
+    from heatkv.calibrate import measure
     from heatkv.generate import Sampling
-    from heatkv.scales import ScaleSchedule
 
-    probe = MassProbe(settings.mass_shape)
-    pipeline.generate(
-        [settings.prompts[index]],
+    (text,) = pipeline.encoder.encode([settings.prompts[index]])
+    return measure(
+        pipeline.transformer,
+        text,
         ScaleSchedule.from_json(settings.scales),
         sampling=Sampling(cfg=settings.cfg, tau=settings.tau, top_k=settings.top_k, top_p=settings.top_p),
         seed=settings.seed + index,
-        probe=probe,
+        only_mass=settings.measurements == ("attention_mass",),
     )
-    return probe.mass
 
 
 def _show(done: int, count: int, before: int, elapsed: float) -> None:

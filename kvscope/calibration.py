@@ -1,7 +1,10 @@
-"""Calibration: measured attention mass of many prompts in one HDF5 file, and the S-CAS scores and orders made from it.
+"""Calibration: measurements of many prompts in one HDF5 file, and what policies are given of them.
 
 A file grows prompt by prompt as `name.h5.part`; a calibration that was stopped goes on there. When the last prompt is
-in, it is renamed. Each prompt's mass is kept, so that scores of any part of the prompts can be made again.
+in, it is renamed. Each prompt's numbers are kept, so that means of any part of the prompts can be made again.
+
+Format 2: one dataset per measurement, named and with axes as in heatkv.measurements.AXES behind the axis `prompt`.
+Format 1, which is read too, held attention_mass alone.
 """
 
 from __future__ import annotations
@@ -9,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +24,7 @@ from numpy.typing import NDArray
 
 import heatkv.errors
 from heatkv.files import check_new, exists_text, place
-from heatkv.measurements import Measurements
+from heatkv.measurements import AXES, Measurements
 from heatkv.scales import ScaleSchedule
 from heatkv.scas import ScasAccumulator, ScasScores
 from kvscope import liveness
@@ -29,9 +32,18 @@ from kvscope.errors import OutputError, TraceFormatError, UsageError
 from kvscope.writer import check_output
 
 FORMAT = "kvscope.calibration"
-VERSION = 1
+VERSION = 2
+_READABLE = (1, 2)
 _MASS = "attention_mass"
-_AXES = ("prompt", "query_scale", "layer", "head", "source_scale")
+_LONG_NAMES = {
+    _MASS: "Attention mass on each source scale, conditional row",
+    "attention_mass_uncond": "The same of the unconditional row",
+    "column_variance": "Variance over queries of each key's attention, summed over keys, at the last scale",
+    "selectivity": "Attention on the current scale times that on the most attended tenth of history",
+    "kv_similarity": "Cosine of keys and values with those at the same place one scale before",
+    "output_error": "Squared change of the projected output without this source scale, of all heads' output squared",
+    "output_error_uncond": "The same of the unconditional row",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,50 +65,60 @@ class Settings:
     top_p: float
     dtype: str
     device: str
+    measurements: tuple[str, ...] = (_MASS,)
+    """Names of heatkv.measurements.AXES."""
 
-    @property
-    def mass_shape(self) -> tuple[int, int, int, int]:
-        """[query_scale, layer, head, source_scale] of one prompt."""
+    def shape(self, measurement: str) -> tuple[int, ...]:
+        """Of one prompt's numbers."""
         num_scales = len(self.scales["sizes"])
-        return num_scales, self.num_layers, self.num_heads, num_scales
+        sizes = {"layer": self.num_layers, "head": self.num_heads}
+        return tuple(sizes.get(axis, num_scales) for axis in AXES[measurement])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """A finished calibration, read whole."""
 
     settings: Settings
-    attention_mass: NDArray[np.float32]
-    """[prompt, query_scale, layer, head, source_scale]: conditional row, mean over queries; NaN where none can be."""
+    tables: Mapping[str, NDArray[np.float32]]
+    """Measurement → [prompt, …], then the axes of heatkv.measurements.AXES; NaN where nothing can be measured."""
+    source: str
+    """Its file."""
 
     @classmethod
     def load(cls, path: Path) -> Calibration:
         """Raises TraceFormatError if the file is not a finished calibration."""
         with _reading(path) as file:
             settings = _settings(path, file)
-            mass = file[_MASS][:]
-        if mass.shape[0] != len(settings.prompts):
-            raise TraceFormatError(f"{path}: {mass.shape[0]} of {len(settings.prompts)} prompts; finish it first")
-        return cls(settings, mass)
+            tables = {name: file[name][:] for name in settings.measurements}
+        done = min(map(len, tables.values()))
+        if done != len(settings.prompts):
+            raise TraceFormatError(f"{path}: {done} of {len(settings.prompts)} prompts; finish it first")
+        return cls(settings, tables, str(path))
 
-    def scores(self, prompts: Sequence[int] | None = None) -> ScasScores:
-        """S-CAS over all prompts, or those of these indices."""
+    @property
+    def attention_mass(self) -> NDArray[np.float32]:
+        """[prompt, query_scale, layer, head, source_scale]: conditional row, mean over queries."""
+        return self.tables[_MASS]
+
+    def measurements(self, prompts: Sequence[int] | None = None) -> Measurements:
+        """Means over all prompts, or those of these indices."""
+        chosen = slice(None) if prompts is None else list(prompts)
+        means = {name: table[chosen].mean(axis=0, dtype=np.float64) for name, table in self.tables.items()}
+        count = len(self.settings.prompts) if prompts is None else len(prompts)
+        provenance = asdict(self.settings) | {"prompts": count, "source": self.source}
+        return Measurements(**means, provenance=provenance)
+
+    def scores(self, prompts: Sequence[int] | None = None, *, sink_scales: int | None = None) -> ScasScores:
+        """S-CAS over all prompts, or those of these indices; sink_scales None: those of the settings."""
         chosen = self.attention_mass if prompts is None else self.attention_mass[list(prompts)]
         settings = self.settings
-        num_scales = settings.mass_shape[0]
-        sums = ScasAccumulator(settings.num_layers, settings.num_heads, num_scales, settings.sink_scales)
+        num_scales = len(settings.scales["sizes"])
+        sinks = settings.sink_scales if sink_scales is None else sink_scales
+        sums = ScasAccumulator(settings.num_layers, settings.num_heads, num_scales, sinks)
         for mass in chosen:
-            for query_scale in range(num_scales):
-                for layer in range(settings.num_layers):
-                    sums.add(query_scale, layer, mass[query_scale, layer])
-            sums.prompts += 1
+            sums.add_prompt(mass)
         return sums.scores(self._metadata())
-
-    def measurements(self) -> Measurements:
-        """Means over all prompts."""
-        settings = self.settings
-        provenance = {"model": settings.model, "scales": settings.scales, "prompts": len(settings.prompts)}
-        return Measurements(attention_mass=self.attention_mass.mean(0), provenance=provenance)
 
     def _metadata(self) -> dict[str, Any]:  # Any: JSON values
         settings = self.settings
@@ -110,7 +132,7 @@ class Calibration:
 
 
 class CalibrationFile:
-    """A calibration being measured: how many prompts are in, and a place for the next one's mass.
+    """A calibration being measured: how many prompts are in, and a place for the next one's numbers.
 
     A context manager: leaving it lets go of the lock that keeps a second process from the same file.
     """
@@ -140,15 +162,16 @@ class CalibrationFile:
     @property
     def prompts_done(self) -> int:
         with _reading(self.part) as file:
-            return int(file[_MASS].shape[0])
+            return _prompts_done(file, self._settings)
 
-    def append(self, mass: NDArray[np.float32]) -> None:
-        """Add the next prompt's mass, [query_scale, layer, head, source_scale]; on disk when this returns."""
+    def append(self, measured: Mapping[str, NDArray[np.float32]]) -> None:
+        """Add the next prompt's numbers: every measurement of the settings; on disk when this returns."""
         try:
             with h5py.File(self.part, "r+") as file:
-                table = file[_MASS]
-                table.resize(table.shape[0] + 1, axis=0)
-                table[-1] = mass
+                done = _prompts_done(file, self._settings)
+                for name in self._settings.measurements:
+                    file[name].resize(done + 1, axis=0)
+                    file[name][done] = measured[name]
         except (OSError, RuntimeError) as error:
             raise OutputError(f"{self.part}: cannot be written ({error}); the prompts before are safe") from None
 
@@ -188,7 +211,8 @@ class CalibrationFile:
         """Whether the half-made file is of other settings and without prompts. Raises UsageError if it has some."""
         try:
             with _reading(self.part) as file:
-                found, done = asdict(_settings(self.part, file)), int(file[_MASS].shape[0])
+                settings = _settings(self.part, file)
+                found, done = asdict(settings), _prompts_done(file, settings)
         except TraceFormatError:
             raise UsageError(
                 f"{self.part}: damaged, or no calibration; delete it, or start anew with --overwrite"
@@ -206,26 +230,23 @@ class CalibrationFile:
         try:
             with h5py.File(self.part, "w", libver=("v110", "v110")) as file:
                 file.attrs.update({"format": FORMAT, "format_version": VERSION, "settings": _text(self._settings)})
-                shape = self._settings.mass_shape
-                table = file.create_dataset(
-                    _MASS, (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape), compression="gzip"
-                )
-                table.attrs.update({"units": "1", "long_name": "Attention mass on each source scale, conditional row"})
-                for axis, name in enumerate(_AXES):
-                    table.dims[axis].label = name
+                for name in self._settings.measurements:
+                    _create_table(file, name, self._settings.shape(name))
         except (OSError, RuntimeError) as error:
             raise OutputError(f"{self.part}: cannot be created ({error})") from None
 
 
 def finished(path: Path, settings: Settings) -> Calibration | None:
-    """The calibration of these settings that a file holds whole; None: it holds something else, or is not there."""
+    """The calibration of these settings that a file holds whole, if with more measurements; None: it holds none."""
     if not is_calibration(path):
         return None
     try:
         calibration = Calibration.load(path)
     except TraceFormatError:
         return None
-    return calibration if asdict(calibration.settings) == asdict(settings) else None
+    found = calibration.settings
+    complete = set(settings.measurements) <= set(found.measurements)
+    return calibration if complete and replace(settings, measurements=found.measurements) == found else None
 
 
 def is_calibration(path: Path) -> bool:
@@ -275,11 +296,28 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 def _settings(path: Path, file: h5py.File) -> Settings:
     if file.attrs.get("format") != FORMAT:
         raise TraceFormatError(f"{path}: not a calibration; expected a file made by `kvscope calibrate`")
-    if file.attrs["format_version"] != VERSION:
-        found = file.attrs["format_version"]
-        raise TraceFormatError(f"{path}: calibration format {found}, this kvscope reads {VERSION}; upgrade kvscope")
+    found = file.attrs["format_version"]
+    if found not in _READABLE:
+        reads = "–".join(map(str, _READABLE))
+        raise TraceFormatError(f"{path}: calibration format {found}, this kvscope reads {reads}; upgrade kvscope")
     record = json.loads(file.attrs["settings"])
-    return Settings(**(record | {"prompts": tuple(record["prompts"])}))
+    lists = {name: tuple(record[name]) for name in ("prompts", "measurements") if name in record}
+    return Settings(**(record | lists))
+
+
+def _prompts_done(file: h5py.File, settings: Settings) -> int:
+    """Prompts whose every measurement is in: a calibration may be killed between two."""
+    return int(min(file[name].shape[0] for name in settings.measurements))
+
+
+def _create_table(file: h5py.File, name: str, shape: tuple[int, ...]) -> None:
+    """An empty table of one measurement, that grows along its first axis."""
+    table = file.create_dataset(
+        name, (0, *shape), "f4", maxshape=(None, *shape), chunks=(1, *shape), compression="gzip", shuffle=True
+    )
+    table.attrs.update({"units": "1", "long_name": _LONG_NAMES[name]})
+    for axis, label in enumerate(("prompt", *AXES[name])):
+        table.dims[axis].label = label
 
 
 def _text(settings: Settings) -> str:

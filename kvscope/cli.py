@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,10 @@ from kvscope.commands import (
     export,
     fidelity,
     keys,
+    league,
     ledger,
     plan,
+    policies,
     replay,
     runs,
     screen,
@@ -36,6 +37,7 @@ from kvscope.commands import (
 )
 from kvscope.errors import KVScopeError, NoTerminalError, OutputError, RunStopped, UsageError
 from kvscope.narration import Narration, drop_stdout, narrate, print_data
+from kvscope.stops import Stops, forget_interrupt
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,9 +89,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _welcome()
     args = _parser().parse_args(arguments)
     args.arguments = arguments
-    for ended in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ended, _stop)
+    stops = Stops()
     stderr, sys.stderr = sys.stderr, Narration(sys.stderr)
+    try:
+        stops.listen()
+        return _run_one(args, stops)
+    except KeyboardInterrupt:
+        forget_interrupt()
+        narrate("stopped")
+        return _CANCELLED
+    finally:
+        sys.stderr = stderr
+
+
+def _run_one(args: argparse.Namespace, stops: Stops) -> int:
+    """Run the command; returns its exit code. KeyboardInterrupt is passed on, whenever it comes."""
     try:
         check_outputs(args)
         return COMMANDS[args.command].run(args)
@@ -98,15 +112,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KVScopeError, HeatKVError) as error:
         narrate(f"error: {error}")
         return error.exit_code
-    except KeyboardInterrupt:
-        narrate("stopped")
-        return _CANCELLED
     except BrokenPipeError:
         # The reader of our output has gone, as in `kvscope stats FILE | head`: it has what it wanted.
         drop_stdout()
         return 0
     finally:
-        sys.stderr = stderr
+        stops.end()
 
 
 def _welcome() -> int:
@@ -140,8 +151,12 @@ def run_command(args: argparse.Namespace) -> int:
 
 
 def open_command(args: argparse.Namespace) -> int:
-    """Open a trace, finished or still growing, on the screen."""
+    """Open a trace, or a league, finished or still growing, on the screen."""
+    from kvscope.league.file import is_league
     from kvscope.tui.app import run_app
+
+    if is_league(args.trace):
+        return _open_league(args)
 
     return run_app(
         args.trace,
@@ -186,7 +201,7 @@ def plan_command(args: argparse.Namespace) -> int:
 
 
 def calibrate_command(args: argparse.Namespace) -> int:
-    """Measure attention over prompts; rank the heads."""
+    """Measure over prompts what policies go by; rank the heads."""
     from heatkv.prompts import read_prompts
     from kvscope.calibrate import run_calibration
     from kvscope.official import check_official, save_official
@@ -200,6 +215,7 @@ def calibrate_command(args: argparse.Namespace) -> int:
         options.job_of(args),
         prompts[: args.samples],
         args.output,
+        only_mass=args.only == "mass",
         overwrite=args.overwrite,
         threads=args.threads,
         narrate=narrate,
@@ -241,6 +257,16 @@ def demo_command(args: argparse.Namespace) -> int:
     return run_app(out, keymap=args.keymap)
 
 
+def _open_league(args: argparse.Namespace) -> int:
+    from kvscope.tui.league import run_league_app
+
+    given = {"--with": args.other, "--edit": args.edit, "--screen": args.screen, "--goto": args.goto}
+    unread = [name for name, value in given.items() if value]
+    if unread:
+        raise UsageError(f"{args.trace}: a league; {', '.join(unread)} is of traces; leave it out")
+    return run_league_app(args.trace, light=args.light)
+
+
 def _plan_options(parser: argparse.ArgumentParser) -> None:
     options.plan_options(parser)
     plan.add_options(parser)
@@ -279,6 +305,12 @@ COMMANDS: dict[str, Command] = {
         "account for memory, from the budget to the process",
         "kvscope ledger run.h5",
     ),
+    "league": Command(
+        league.run,
+        league.add_options,
+        "measure policies against each other at equal true bytes",
+        "kvscope league show league.h5 --against heatkv",
+    ),
     "capacity": Command(
         capacity.run,
         capacity.add_options,
@@ -308,7 +340,7 @@ COMMANDS: dict[str, Command] = {
     "calibrate": Command(
         calibrate_command,
         options.calibrate_options,
-        "measure attention over prompts, and rank the heads by it",
+        "measure over prompts what policies go by, and rank the heads",
         "kvscope calibrate --model infinity-2b --weights DIR --prompts prompts.txt --samples 10 -o scas.h5",
     ),
     "plan": Command(
@@ -316,6 +348,12 @@ COMMANDS: dict[str, Command] = {
         _plan_options,
         "plan a schedule without running it, or edit one",
         "kvscope plan --from run.h5 --script edits.kvs --save-plan plan.json",
+    ),
+    "policies": Command(
+        policies.run,
+        policies.add_options,
+        "list the cache policies, with their parameters",
+        "kvscope policies",
     ),
     "apply": Command(apply.run, apply.add_options, "run a reviewed plan", "kvscope apply plan.json -o after.h5"),
     "replay": Command(
@@ -504,10 +542,6 @@ def _run_task(
 def _has_terminal() -> bool:
     # Textual reads keys from stdin and draws on stderr; with stdout away, numbers are what is wanted.
     return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
-
-
-def _stop(*_: object) -> None:
-    raise KeyboardInterrupt
 
 
 def _print_json(record: dict[str, Any]) -> None:  # Any: a JSON object

@@ -142,6 +142,9 @@ def _memory_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
             for side, run in (("A", a), ("B", b))
         )
         yield Note("memory", f"bytes per token differ: {words}; bytes differ for that too, tokens do not")
+    codecs = [" and ".join(pool.codec for pool in run.header.pools) or "the model's dtype" for run in (a, b)]
+    if codecs[0] != codecs[1]:
+        yield Note("memory", f"A stores tokens in {codecs[0]}, B in {codecs[1]}: a token is not the same bytes in both")
     machines = [run.header.gpu_name or run.header.device for run in (a, b)]
     if machines[0] != machines[1]:
         yield Note("time", f"A ran on {machines[0]}, B on {machines[1]}: times do not compare")

@@ -96,6 +96,8 @@ class Likeness:
     ssim: float | None
     bit_agreement: float | None
     """Of all scales that both have."""
+    lpips: float | None = None
+    """See kvscope.lpips; measured only where it is asked for."""
 
     @property
     def finite_psnr(self) -> float | None:
@@ -137,6 +139,7 @@ class Comparison:
                 "pictures_equal": None if alike.psnr is None else math.isinf(alike.psnr),
                 "psnr_db": alike.finite_psnr,
                 "ssim": alike.ssim,
+                "lpips": alike.lpips,
                 "bit_agreement": alike.bit_agreement,
             },
             "scales": [

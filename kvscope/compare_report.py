@@ -83,6 +83,8 @@ def likeness_text(likeness: Likeness) -> str:
         parts.append(f"PSNR {psnr_text(likeness.psnr)}")
     if likeness.ssim is not None:
         parts.append(f"SSIM {ssim_text(likeness.ssim)}")
+    if likeness.lpips is not None:
+        parts.append(f"LPIPS {likeness.lpips:.4f}")
     if likeness.bit_agreement is not None:
         parts.append(f"{units.fraction_text(likeness.bit_agreement)} of the sampled bits are the same")
     return ", ".join(parts)

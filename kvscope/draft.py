@@ -17,7 +17,7 @@ from heatkv.config import model_config
 from heatkv.errors import BudgetError, HeatKVError
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, no_pins, plan_within
-from heatkv.schedule import PruningSchedule, budget_from_tokens, budget_tokens, own_steps
+from heatkv.schedule import PruningSchedule, budget_from_tokens, budget_tokens, codec_budget, own_steps
 from kvscope.edits import Budget, Clear, Drop, Edit, Pin, Policy, Sinks
 from kvscope.errors import UsageError
 from kvscope.estimate import check_planned
@@ -45,10 +45,17 @@ class Ground:
     """Of one head, K and V, all rows."""
     orders: HeadOrders | None = None
     """None: policies that rank heads cannot be asked."""
+    dtype_bytes: int = 2
+    """Of one number of the model's."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.config.num_layers, self.config.num_heads, self.scales.num_scales
+
+    def peak_bytes(self, schedule: PruningSchedule) -> int:
+        """The most bytes that a schedule holds after any step."""
+        rows = self.bytes_per_token // (2 * self.config.head_dim * self.dtype_bytes)
+        return schedule.peak_bytes(self.config.head_dim, rows=rows, dtype_bytes=self.dtype_bytes)
 
     @property
     def last_step(self) -> int:
@@ -62,7 +69,8 @@ def ground_of(header: Header) -> Ground:
 
     config = model_config(header.model)
     path = orders_path(header.job) or bundled_orders(config)
-    return Ground(config, header.scales, header.bytes_per_token, None if path is None else load_orders(path, config))
+    orders = None if path is None else load_orders(path, config)
+    return Ground(config, header.scales, header.bytes_per_token, orders, header.dtype_bytes)
 
 
 def orders_path(job: Job) -> Path | None:
@@ -202,29 +210,52 @@ def _replanned(draft: Draft) -> Draft:
             f"{draft.policy or draft.start.policy}+edits" if draft.num_pins else draft.policy or draft.start.policy,
             draft.budget,
             draft.start.provenance | {"edited_from": draft.start.content_hash},
+            codec=draft.start.codec,
+            codecs=draft.start.codecs,
         )
     except BudgetError as error:
         return replace(draft, problem=Problem(str(error), error.minimum))
     except HeatKVError as error:
         return replace(draft, problem=Problem(str(error)))
-    limit, peak = draft.limit_tokens, schedule.peak_tokens
-    over = None
-    if limit is not None and peak > limit:
-        history = schedule.history_tokens
-        step = int(schedule.tokens_held().argmax())
-        place = f"scale {step // schedule.num_layers}, layer {step % schedule.num_layers}"
-        over = Problem(
-            f"{peak - limit:,} head-tokens over the budget after {place}; drop more, or raise the budget",
-            peak / history,
-        )
-    return replace(draft, schedule=schedule, problem=over)
+    return replace(draft, schedule=schedule, problem=_over(draft, schedule))
+
+
+def _over(draft: Draft, schedule: PruningSchedule) -> Problem | None:
+    """By how much a schedule exceeds the budget: in tokens of the model's dtype, whatever it is stored in."""
+    if draft.limit_tokens is None:
+        return None
+    excess = draft.ground.peak_bytes(schedule) - draft.limit_tokens * draft.ground.bytes_per_token
+    if excess <= 0:
+        return None
+    step = int(schedule.tokens_held().argmax())
+    place = f"scale {step // schedule.num_layers}, layer {step % schedule.num_layers}"
+    tokens = -(-excess // draft.ground.bytes_per_token)
+    return Problem(
+        f"{tokens:,} head-tokens over the budget after {place}; drop more, or raise the budget",
+        (draft.limit_tokens + tokens) / schedule.history_tokens,
+    )
+
+
+def _bought(draft: Draft, budget: float) -> float:
+    """The budget in tokens for a policy: more than the budget's own where all but the sinks are in one codec."""
+    ground, codecs = draft.ground, draft.start.codecs
+    if len(codecs) != 2 or draft.start.codec is None or draft.start.in_codec(codecs[1]) != draft.start:
+        return budget
+    return codec_budget(
+        budget,
+        codecs[1],
+        ground.config,
+        ground.scales,
+        sink_scales=draft.start.sink_scales,
+        dtype_bytes=ground.dtype_bytes,
+    )
 
 
 def _drop_step(draft: Draft) -> NDArray[np.int16]:
     ground = draft.ground
     if draft.policy == "heatkv":
         assert ground.orders is not None  # _known_policy asked
-        budget = 1.0 if draft.budget is None else draft.budget
+        budget = 1.0 if draft.budget is None else _bought(draft, draft.budget)
         return plan_within(
             draft.pins, ground.orders, ground.config, ground.scales, budget=budget, sink_scales=draft.sink_scales
         )

@@ -44,7 +44,10 @@ class Estimate:
 
     held_tokens: NDArray[np.int64]
     """After each step, over all layers and heads: [num_steps]."""
+    held_bytes: NDArray[np.int64]
+    """The same in bytes."""
     bytes_per_token: int
+    """In the model's dtype: what a token of the budget is worth."""
     limit_tokens: int | None
     """What the budget allows; None: there is no budget."""
     lost_mass: NDArray[np.float64]
@@ -55,17 +58,12 @@ class Estimate:
     """[query_scale]: queries of each recorded scale, as a fraction of them all."""
 
     @property
-    def held_bytes(self) -> NDArray[np.int64]:
-        """[num_steps]."""
-        return self.held_tokens * self.bytes_per_token
-
-    @property
     def peak_step(self) -> int:
-        return int(self.held_tokens.argmax())
+        return int(self.held_bytes.argmax())
 
     @property
     def peak_bytes(self) -> int:
-        return int(self.held_tokens.max()) * self.bytes_per_token
+        return int(self.held_bytes.max())
 
     @property
     def headroom_bytes(self) -> int | None:
@@ -116,6 +114,7 @@ def estimate(recorded: Recorded, schedule: PruningSchedule, *, limit_tokens: int
     queries = np.array(schedule.scales.tokens[:done], np.float64)
     return Estimate(
         held_tokens=schedule.tokens_held(),
+        held_bytes=recorded.header.bytes_held(schedule),
         bytes_per_token=recorded.header.bytes_per_token,
         limit_tokens=limit_tokens,
         lost_mass=_lost(mass, reads=reads, was_read=was_read),

@@ -1,7 +1,8 @@
 """Fidelity: from the attention mass that a schedule loses to how far its image will be off, learnt from forced runs.
 
 A line through measured pairs in logarithms: log10 of the error = intercept + slope * log10 of the mass lost. The band
-is the spread of what was left over in prompts that the line had not seen. It holds for the model and the scales that it
+is what was left over in prompts that the line had not seen, at losses like the one asked for: it is wider where errors
+scatter more. It holds for the model and the scales that it
 was learnt on, and within the range of losses that were tried; elsewhere there is no prediction.
 """
 
@@ -22,12 +23,19 @@ from kvscope.errors import UsageError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT, VERSION = "kvscope.fidelity", 1
+FORMAT, VERSION = "kvscope.fidelity", 2
 MEASURES = ("kl", "flips")
 """What is predicted: mean KL of the bits in nats, and the fraction of bits that flip; both forced."""
 
 BAND = 1.2816
-"""Standard deviations on either side: eight of ten measurements fall between."""
+"""Standard deviations on either side: eight of ten measurements fall between. For files of version 1, of one width."""
+
+TAIL = 0.1
+"""Share of measurements on either side of the band."""
+
+_NUM_KNOTS = 7
+_NEAR, _LEAST_NEAR = 0.25, 20
+"""Share of the trials, and the least number of them, that the band at one loss is taken from."""
 
 ROUNDING = 3e-4
 """Losses below this share of attention say nothing: rounding, which changes with how heads are grouped, moves the bits
@@ -71,6 +79,22 @@ class Line:
     """Standard deviation of log10, over prompts left out."""
     rank_correlation: float
     """Spearman's, of estimated loss and measured error, of all trials that it was learnt from."""
+    knots: tuple[tuple[float, float, float], ...] = ()
+    """(log10 lost, lower edge, upper edge), ascending: the band around the line, in log10, straight between knots.
+    Empty: one width, BAND * spread."""
+
+    def band(self, lost: float) -> Band:
+        """The prediction at a loss."""
+        middle, (low, high) = self.intercept + self.slope * math.log10(lost), self.edges(lost)
+        return Band(10 ** (middle + low), 10**middle, 10 ** (middle + high))
+
+    def edges(self, lost: float) -> tuple[float, float]:
+        """The band's edges around the line, in log10."""
+        if not self.knots:
+            return -BAND * self.spread, BAND * self.spread
+        places, low, high = zip(*self.knots, strict=True)
+        at = math.log10(lost)
+        return float(np.interp(at, places, low)), float(np.interp(at, places, high))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +127,7 @@ class Fidelity:
             return Band(0.0, 0.0, 0.0)
         if not self.least <= lost <= self.most:
             return None
-        line = self.lines[measure]
-        middle = line.intercept + line.slope * math.log10(lost)
-        low, high = middle - BAND * line.spread, middle + BAND * line.spread
-        return Band(10**low, 10**middle, 10**high)
+        return self.lines[measure].band(lost)
 
     def coverage(self, measure: str) -> float:
         """How many trials, as a fraction, fall within the band that the trials of all other prompts give; NaN: none.
@@ -141,13 +162,13 @@ class Fidelity:
     def load(cls, path: Path) -> Self:
         """Read a file made by `save`. Raises UsageError saying what is wrong with it."""
         record = read_json(path, expected=_EXPECTED.removeprefix("expected "), error=UsageError)
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") != VERSION:
-            raise UsageError(f"{path}: not a fidelity of version {VERSION}; {_EXPECTED}")
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("version") not in (1, VERSION):
+            raise UsageError(f"{path}: not a fidelity of version 1 or {VERSION}; {_EXPECTED}")
         try:
             return cls(
                 str(record["model"]),
                 tuple((int(height), int(width)) for height, width in record["sizes"]),
-                {measure: Line(**record["lines"][measure]) for measure in MEASURES},
+                {measure: _read_line(record["lines"][measure]) for measure in MEASURES},
                 float(record["least"]),
                 float(record["most"]),
                 tuple(Trial(**trial) for trial in record["trials"]),
@@ -176,10 +197,28 @@ def _line(trials: Sequence[Trial], measure: str) -> Line:
     error = np.log10([getattr(trial, measure) for trial in trials])
     prompts = np.array([trial.prompt for trial in trials])
     slope, intercept = np.polyfit(lost, error, 1)
-    left_over = []
+    left_over = np.zeros(len(error))
     for prompt in np.unique(prompts):
         inside, outside = prompts != prompt, prompts == prompt
         line = np.polyfit(lost[inside], error[inside], 1)
-        left_over.append(error[outside] - np.polyval(line, lost[outside]))
-    spread = float(np.sqrt(np.mean(np.concatenate(left_over) ** 2)))
-    return Line(float(intercept), float(slope), spread, rank_correlation(lost.tolist(), error.tolist()))
+        left_over[outside] = error[outside] - np.polyval(line, lost[outside])
+    spread = float(np.sqrt(np.mean(left_over**2)))
+    rank = rank_correlation(lost.tolist(), error.tolist())
+    return Line(float(intercept), float(slope), spread, rank, _knots(lost, left_over))
+
+
+def _knots(lost: NDArray[np.float64], left_over: NDArray[np.float64]) -> tuple[tuple[float, float, float], ...]:
+    """The band's edges at losses with equally many trials between, each from the trials nearest to it."""
+    count = min(len(lost), max(_LEAST_NEAR, round(_NEAR * len(lost))))
+    tail = TAIL * (1 - 1 / count)  # of few trials the outermost do not reach as far as of many
+    knots = []
+    for place in np.quantile(lost, np.linspace(0, 1, _NUM_KNOTS)):
+        near = np.argsort(np.abs(lost - place), kind="stable")[:count]
+        low, high = np.quantile(left_over[near], [tail, 1 - tail])
+        knots.append((float(place), float(low), float(high)))
+    return tuple(knots)
+
+
+def _read_line(record: dict[str, Any]) -> Line:  # Any: JSON values
+    knots = tuple((float(place), float(low), float(high)) for place, low, high in record.get("knots", ()))
+    return Line(**record | {"knots": knots})

@@ -29,15 +29,15 @@ _NUM_LEVELS = 15
 _F32 = 4
 
 
-def stored_bytes(schedule: PruningSchedule, bytes_per_token: int, rows: int) -> NDArray[np.int64]:
+def stored_bytes(schedule: PruningSchedule, head_dim: int, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
     """Bytes of the pool and of the index into it after each step: [num_steps]; exactly what a run records.
 
-    The pool has room for the schedule's peak. The index holds the number of every slot that was ever in use: one that
-    came back is kept in a list, and goes out again before a new one does. Of an online policy it says also, for each
-    token held and each row, which one that is.
+    The pool has room for the schedule's peak, in each codec. The index holds the number of every slot that was ever in
+    use: one that came back is kept in a list, and goes out again before a new one does. Of an online policy it says
+    also, for each token held and each row, which one that is.
     """
     index = SLOT_NUMBER_BYTES * _slots_used(schedule) + said_bytes(schedule, rows) * schedule.tokens_held()
-    stored: NDArray[np.int64] = schedule.peak_tokens * bytes_per_token + index
+    stored: NDArray[np.int64] = schedule.capacity_bytes(head_dim, rows=rows, dtype_bytes=dtype_bytes) + index
     return stored
 
 
@@ -64,8 +64,11 @@ def _slots_used(schedule: PruningSchedule) -> NDArray[np.int64]:
     steps = np.arange(schedule.num_steps)[:, None]
     written = np.array([source * schedule.num_layers for source in range(num_resident)], np.int64)
     layers_written = np.clip(steps + 1 - written, 0, schedule.num_layers)
-    others_held = schedule.tokens_held() - layers_written @ resident
-    slots_used: NDArray[np.int64] = resident.sum() * schedule.num_layers + np.maximum.accumulate(others_held)
+    first = None if schedule.codec is None else schedule.codecs[schedule.codec[0, 0, 0]]
+    slots_used = np.full(schedule.num_steps, resident.sum() * schedule.num_layers)
+    for codec, held in schedule.tokens_held_by_codec().items():
+        resident_held = layers_written @ resident if first in (None, codec) else 0
+        slots_used += np.maximum.accumulate(held - resident_held)
     return slots_used
 
 
@@ -98,8 +101,8 @@ class Transients:
     attended_bytes: int
     """What attention gives."""
     gathered_bytes: int
-    """Keys and values copied together for one call of attention, 0 where a kernel reads them in place; of an online
-    policy, those among which it chooses, and those that stay."""
+    """Keys and values copied, or decoded, together for one call of attention, 0 where a kernel reads them in place; of
+    an online policy, those among which it chooses, and those that stay."""
     ffn_bytes: int
     """Hidden numbers of the feed-forward layer, before and after its nonlinearity, TOKENS_AT_ONCE at a time."""
     logits_bytes: int
@@ -139,10 +142,12 @@ def _copied_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: int,
 
 def _gathered_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: int, attention: str) -> int:
     """The most of any layer; heads that see the same scales are gathered together, as GATHER_BYTES allow."""
-    if attention == "triton":
+    if attention == "triton" and schedule.codec is None:
         return 0
     visible = schedule.visible(query_scale)
     tokens = np.where(visible, np.array(schedule.scales.tokens), 0)
+    if attention == "triton":  # decodes what is stored, and reads the current scale in place
+        return int(tokens[..., :query_scale].sum(axis=(1, 2)).max()) * token_bytes
     if attention == "varlen":
         return int(tokens.sum(axis=(1, 2)).max()) * token_bytes
     # Each head's scales as one number: equal numbers see the same.

@@ -24,7 +24,7 @@ from kvscope.maps import (
 )
 
 FORMAT = "kvscope.trace"
-VERSION = (1, 1)
+VERSION = (1, 2)
 """(major, minor). A reader takes its own major; a newer minor only adds what older readers ignore."""
 
 LEVELS = ("info", "warning", "error")
@@ -143,6 +143,8 @@ class Table:
     """Written once, before the run's first step."""
     attributes: tuple[tuple[str, str | float], ...] = ()
     """What else the dataset says of itself, beside `long_name` and `units`."""
+    since_minor: int = 0
+    """Traces of an older minor version have no such table."""
 
     @property
     def row_dtype(self) -> np.dtype[np.void]:
@@ -264,13 +266,24 @@ _COST = (
     Column("dropped_rows", "i8", "1", "GPU samples lost since the last row; nothing else is ever dropped"),
 )
 
+_REVISIONS = (
+    Column("is_revised", "u1", "1", "1: before this scale the run was given another plan; 0: it goes on as before"),
+    Column("sink_scales", "i2", "1", "The first scales, which that plan never evicts"),
+    Column("budget", "f8", "1", "Of that plan, if the whole run keeps to it; NaN: none"),
+    Column("policy", "text", "1", "Of that plan; UTF-8, padded with zeros"),
+    Column("asked_sha256", "text", "1", "Content hash of the schedule that was asked for; UTF-8, padded with zeros"),
+)
+
 ARRAYS = (
     Table("scale_height", ("source_scale",), "Height of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
     Table("scale_width", ("source_scale",), "Width of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
-    Table("drop_step", _HEAD_SCALES[1:], "The plan in force: the step (query_scale × num_layers + layer) right after "
-          "which a head-scale is freed; the last step: kept to the end. Where the header's schedule has layer_tokens "
-          "an online policy chose single tokens, and this is only the longest they can be there",
+    Table("drop_step", _HEAD_SCALES[1:], "The plan at the run's start: the step (query_scale × num_layers + layer) "
+          "right after which a head-scale is freed; the last step: kept to the end. Where the header's schedule has "
+          "layer_tokens an online policy chose single tokens, and this is only the longest they can be there",
           "step", "i2", chunk=(0, 0, 0), fixed=True),
+    Table("revised_drop_step", _HEAD_SCALES, "The plan in force from this scale on where revisions.is_revised is 1, of "
+          "the whole run: what it let go of at once has the step before the scale; -1: not revised here", "step", "i2",
+          chunk=(1, 0, 0, 0), fill=-1, since_minor=2),
     Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction; in the "
           "first row, as many in others",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),
@@ -288,11 +301,12 @@ ARRAYS = (
           ("code_floor", MAP_FLOOR), ("not_measured_code", NOT_MEASURED_CODE), ("zero_code", ZERO_CODE),
           ("floor_code", FLOOR_CODE), ("one_code", ONE_CODE))),
     Table("forced_kl", ("query_scale",), "Of a forced run: mean over tokens and bits of KL(parent || this run), at the "
-          "parent's bits; NaN: not measured", "nat", "f4", chunk=(16,), fill=float("nan")),
+          "parent's bits; NaN: not measured", "nat", "f4", chunk=(16,), fill=float("nan"), since_minor=1),
     Table("forced_flips", ("query_scale",), "Of a forced run: share of the bits whose likelier value is not the "
-          "parent's; NaN: not measured", "1", "f4", chunk=(16,), fill=float("nan")),
+          "parent's; NaN: not measured", "1", "f4", chunk=(16,), fill=float("nan"), since_minor=1),
     Table("attention_error", _HEAD_SCALES[:3], "Of a forced run: |output - the parent's| / |the parent's| of the "
-          "head's attention, at the parent's inputs; NaN: not measured", "1", "f4", chunk=(1, 0, 0), fill=float("nan")),
+          "head's attention, at the parent's inputs; NaN: not measured", "1", "f4", chunk=(1, 0, 0), fill=float("nan"),
+          since_minor=1),
     Table("bits", ("batch", "token", "bit"), "Sampled bits, all scales one after another", "1", "u1",
           chunk=(1, 1024, 0)),
     Table("preview", ("query_scale", "preview_y", "preview_x", "rgb"), "Picture decoded after the scale "
@@ -305,6 +319,8 @@ ARRAYS = (
 ROWS = (
     Table("scale_summary", ("query_scale",), "One row per finished scale: what its steps and tokens add up to, so that "
           "a first look needs nothing else", columns=_SCALE_SUMMARY, chunk=(16,)),
+    Table("revisions", ("query_scale",), "Where the plan changed during the run: one row per finished scale",
+          columns=_REVISIONS, chunk=(16,), since_minor=2),
     Table("steps", ("steps_row",), "One row per step: a layer of a scale", columns=_STEPS, chunk=(256,)),
     Table("gpu", ("gpu_row",), "NVML samples of one GPU", columns=_GPU, chunk=(128,)),
     Table("allocator", ("allocator_row",), "Memory of the run's process, at its start and after every scale",
@@ -370,7 +386,7 @@ HEADER = (
     HeaderKey("job", "text", "JSON: everything needed to repeat the run"),
     HeaderKey("model", "text", "Name of the model"),
     HeaderKey("scales", "text", "JSON: token grids, resolution and aspect"),
-    HeaderKey("schedule", "text", "JSON: the plan in force; its drop_step is the table of that name"),
+    HeaderKey("schedule", "text", "JSON: the plan at the run's start; its drop_step is the table of that name"),
     HeaderKey("num_layers", "integer", "Layers"),
     HeaderKey("num_heads", "integer", "Heads per layer"),
     HeaderKey("head_dim", "integer", "Numbers per key, and per value"),
@@ -382,6 +398,8 @@ HEADER = (
     HeaderKey("versions", "text", "JSON: software that made the trace"),
     HeaderKey("attention", "text", "How self attention was computed, and why so", optional=True),
     HeaderKey("capacity_tokens", "integer", "Head-tokens that the cache has room for", optional=True),
+    HeaderKey("pools", "text", "JSON: for each codec that the plan stores tokens in, `codec`, `bytes_per_token` (K and "
+              "V of one head, all rows) and `capacity_tokens`; absent: all are in `dtype`", optional=True),
     HeaderKey("tiers", "text", "What is recorded of attention: `occupancy` (kept and read tokens, always), `mass`, "
               "`mass_uncond`, `maps`", optional=True),
     HeaderKey("perturbed", "integer", "1: recording changed the run's memory or speed"),

@@ -9,16 +9,21 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from heatkv.probe import PoolStart
 from heatkv.scales import ScaleSchedule
 from kvscope.format import FORMAT, HEADER, VERSION
 from kvscope.job import Job
 from kvscope.schema import schema_text
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from heatkv.probe import RunStart
+    from heatkv.schedule import PruningSchedule
 
 _CHANGES = {
     "mass": "attention mass: time and scratch memory",
@@ -64,6 +69,8 @@ class Header:
     """How self attention was computed; None: the trace does not say."""
     capacity_tokens: int | None
     """Head-tokens that the cache has room for; None: the trace does not say."""
+    pools: tuple[PoolStart, ...]
+    """Room and bytes per token of each codec; empty: all tokens are in the model's dtype."""
     tiers: tuple[str, ...]
     """What is recorded of attention: `occupancy`, and perhaps `mass`, `mass_uncond`, `maps`."""
     perturbed: bool
@@ -75,8 +82,23 @@ class Header:
 
     @property
     def bytes_per_token(self) -> int:
-        """Bytes that one token's K and V take in one head of one layer, for all rows."""
+        """Bytes that one token's K and V take in one head of one layer, for all rows, in the model's dtype."""
         return 2 * self.head_dim * self.dtype_bytes * self.rows
+
+    @property
+    def capacity_bytes(self) -> int | None:
+        """Of what the cache has room for; None: the trace does not say."""
+        if self.pools:
+            return sum(pool.capacity_tokens * pool.bytes_per_token for pool in self.pools)
+        return None if self.capacity_tokens is None else self.capacity_tokens * self.bytes_per_token
+
+    def bytes_of(self, schedule: PruningSchedule) -> NDArray[np.int64]:
+        """What a token of each head-scale takes, as `bytes_per_token`, in its codec: [layer, head, source_scale]."""
+        return schedule.bytes_per_token(self.head_dim, rows=self.rows, dtype_bytes=self.dtype_bytes)
+
+    def bytes_held(self, schedule: PruningSchedule) -> NDArray[np.int64]:
+        """Bytes of the tokens in the cache after each step if a schedule is obeyed: [num_steps]."""
+        return schedule.bytes_held(self.head_dim, rows=self.rows, dtype_bytes=self.dtype_bytes)
 
     def wall_ns(self, t_ns: int) -> int:
         """The wall clock, ns since 1970, at a time of this trace."""
@@ -116,6 +138,7 @@ def header_of(
         "device": start.device,
         "attention": start.attention,
         "capacity_tokens": start.capacity_tokens,
+        **({"pools": json.dumps([asdict(pool) for pool in start.pools])} if start.pools else {}),
         "tiers": ", ".join(job.tiers),
         "perturbed": int(bool(changes)),
         **{key: text for key, text in texts.items() if text is not None},
@@ -158,6 +181,7 @@ def read_header(attributes: Attributes) -> Header:
         versions=_versions(attributes),
         attention=optional_text(attributes, "attention"),
         capacity_tokens=None if capacity is None else _integer(attributes, "capacity_tokens"),
+        pools=_pools(attributes),
         tiers=job.tiers if tiers is None else tuple(tiers.split(", ")),
         perturbed=bool(attributes["perturbed"]),
         perturbed_by=optional_text(attributes, "perturbed_by"),
@@ -190,6 +214,19 @@ def _count(attributes: Attributes, key: str) -> int:
     if not 1 <= value <= _MOST_COUNT:
         raise ValueError(f"header key {key} is {value}")
     return value
+
+
+def _pools(attributes: Attributes) -> tuple[PoolStart, ...]:
+    record = json.loads(optional_text(attributes, "pools") or "[]")
+    try:
+        pools = tuple(PoolStart(str(one["codec"]), one["bytes_per_token"], one["capacity_tokens"]) for one in record)
+    except (TypeError, KeyError):
+        raise ValueError("header key pools is no list of codecs, bytes and tokens") from None
+    for pool in pools:
+        for value in (pool.bytes_per_token, pool.capacity_tokens):
+            if type(value) is not int or not 0 <= value <= _MOST_INTEGER:
+                raise ValueError(f"header key pools holds {value!r:.40}")
+    return pools
 
 
 def _versions(attributes: Attributes) -> dict[str, str]:

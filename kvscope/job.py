@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
 
+from heatkv.codecs import MODEL, codec_named
 from heatkv.probe import Capture
 from kvscope.errors import UsageError
 
@@ -49,6 +50,8 @@ class Job:
     """File of a pruning schedule to obey, instead of planning."""
     sink_scales: int | None = None
     """First scales that are never evicted; None: the model's default."""
+    kv_codec: str = MODEL
+    """How stored tokens are written, but for the sinks; a budget is then of bytes, and buys more tokens."""
     cfg: float = 3.0
     tau: float = 1.0
     top_k: int = 900
@@ -84,6 +87,7 @@ class Job:
             raise UsageError(f"guidance {self.cfg} is not possible; expected 0 to {_MOST:g}; 1 is no guidance")
         if not 0 <= self.seed < 1 << 63:
             raise UsageError(f"seed {self.seed} is not possible; expected 0 to 2^63 - 1")
+        codec_named(self.kv_codec)
         if self.dtype not in DTYPE_BYTES:
             raise UsageError(f"dtype {self.dtype!r}; expected one of {', '.join(DTYPE_BYTES)}")
         if self.attention_map is not None and self.attention_map not in MAP_KINDS:
@@ -115,6 +119,7 @@ class Job:
             budget=None,
             orders=None,
             sink_scales=None,
+            kv_codec=MODEL,  # the schedule says what is stored how
             schedule=str(schedule),
             parent=str(parent),
             mode=cast("Literal['free', 'forced']", mode),  # checked when the job is made
@@ -137,6 +142,7 @@ class Job:
             budget=budget,
             orders=None if orders is None else str(orders),
             sink_scales=sink_scales,
+            kv_codec=MODEL,  # as the budget: not the parent's
             schedule=None,
             parent=str(parent),
             mode=cast("Literal['free', 'forced']", mode),  # checked when the job is made

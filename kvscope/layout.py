@@ -211,6 +211,8 @@ def _address(found: h5py.h5g.GroupID | h5py.h5d.DatasetID) -> int:
 
 def _expected_tables(header: Header) -> Iterator[Table]:
     for table in TABLES.values():
+        if table.since_minor > header.format_version[1]:
+            continue
         is_map = table.name == "attention_map" and header.job.attention_map is not None
         yield map_table(header.job.attention_map) if is_map and header.job.attention_map else table
 

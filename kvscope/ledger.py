@@ -184,10 +184,11 @@ def _defined(schedule: PruningSchedule, job: _Job) -> tuple[Line, ...]:
 def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known]:
     """Per scale, and under None for the whole run."""
     num_scales = schedule.scales.num_scales
-    kept = schedule.tokens_held().reshape(num_scales, -1).max(axis=1) * job.token_bytes
-    stored = forecast.stored_bytes(schedule, job.token_bytes, job.rows).reshape(num_scales, -1).max(axis=1)
-    said = kept // job.token_bytes * forecast.said_bytes(schedule, job.rows)
-    capacity = schedule.peak_tokens * job.token_bytes
+    head_dim, sizes = job.config.head_dim, {"rows": job.rows, "dtype_bytes": job.dtype_bytes}
+    kept = schedule.bytes_held(head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
+    stored = forecast.stored_bytes(schedule, head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
+    said = schedule.tokens_held().reshape(num_scales, -1).max(axis=1) * forecast.said_bytes(schedule, job.rows)
+    capacity = schedule.capacity_bytes(head_dim, **sizes)
     layers = [_layer_bytes(schedule, job, scale) for scale in range(num_scales)]
     whole = _Cache(int(kept.max()), capacity, int(stored.max()), int(said.max()))
     found: dict[int | None, Known] = {None: _predicted(job, whole, max(layers))}
@@ -245,9 +246,8 @@ def _measured(trace: Trace, begin: int, end: int) -> Known:
         found[line] = _gpu_amount(trace, samples, column)
     found["rss"] = _most(memory, "process_rss_bytes", begin)
     if device_kind(trace.header.device) == "cuda":
-        said = forecast.said_bytes(trace.schedule, trace.header.rows)
-        tokens = (found["kept"].num_bytes or 0) // trace.header.bytes_per_token
-        return found | _measured_cuda(found, start, trace.allocator[begin], memory, begin, said_bytes=tokens * said)
+        said = _said_bytes(trace, found["kept"].num_bytes or 0)
+        return found | _measured_cuda(found, start, trace.allocator[begin], memory, begin, said_bytes=said)
     before = float(start["process_rss_bytes"][0])
     found["weights"] = unavailable("the system does not tell what memory is used for")
     found["rss_added"] = found["rss"]
@@ -258,13 +258,19 @@ def _measured(trace: Trace, begin: int, end: int) -> Known:
 
 def _measured_cache(header: Header, steps: NDArray[np.void]) -> Known:
     capacity = unavailable("the trace does not say")
-    if header.capacity_tokens is not None:
-        capacity = Amount(header.capacity_tokens * header.bytes_per_token, "measured", "the same all the time")
+    if header.capacity_bytes is not None:
+        capacity = Amount(header.capacity_bytes, "measured", "the same all the time")
     return {
         "kept": _most_step(steps, "accounted_bytes"),
         "capacity": capacity,
         "stored": _most_step(steps, "storage_bytes"),
     }
+
+
+def _said_bytes(trace: Trace, kept_bytes: int) -> int:
+    """As _Cache.said; an online policy's tokens are all in one codec."""
+    token_bytes = int(trace.header.bytes_of(trace.schedule)[0, 0, 0])
+    return kept_bytes // token_bytes * forecast.said_bytes(trace.schedule, trace.header.rows)
 
 
 def _measured_cuda(

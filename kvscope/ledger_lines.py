@@ -50,14 +50,16 @@ _FREED = (
 _CACHE = (
     Entry("kept", "level", "kept tokens (logical KV)",
           "Keys and values of the tokens that are kept, over all layers, heads and rows: what the budget counts.",
-          "steps.accounted_bytes", "tokens_held × bytes per token"),
+          "steps.accounted_bytes", "tokens held × bytes per token, of each codec"),
     Entry("free_slots", "residual", "free slots",
-          "Slots of the pool that held no token just then: the pool is sized once, for the moment of the most tokens.",
+          "Slots of the pool that held no token just then: the pool is sized once, for the moment of the most tokens, "
+          "of each codec by itself.",
           "pool capacity - kept tokens", "the same",
           negative="more tokens were counted than the pool has room for; validate this trace"),
     Entry("capacity", "level", "pool capacity",
           "Keys and values that fit in the pool, which is allocated once and never grows.",
-          "header capacity_tokens × bytes per token", "the schedule's peak × bytes per token"),
+          "header capacity_tokens × bytes per token, or header pools",
+          "the schedule's peak × bytes per token, of each codec"),
     Entry("index", "residual", "index of the pool",
           "Numbers of the slots in use, 4 bytes each, by which attention finds its tokens; in the host's memory; where "
           "single tokens were chosen also which of them a slot holds in each row, with the keys and values.",

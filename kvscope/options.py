@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from heatkv.codecs import CODECS, MODEL
+from heatkv.policies import split_policy
 from kvscope.arguments import fraction, number, whole
 from kvscope.errors import UsageError
 from kvscope.tui.screens import SCREENS
@@ -42,10 +44,24 @@ def json_option(parser: argparse.ArgumentParser) -> None:
 
 def policy_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--policy", metavar="P", help="cache policy (default: heatkv with a budget, full without)")
+    add(
+        "--policy",
+        metavar="P",
+        help="cache policy, as `kvscope policies` lists them (default: heatkv with a budget, full without)",
+    )
     add("--budget", type=fraction, metavar="B", help="peak of the cached tokens, as a fraction of the history's")
-    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policy heatkv")
+    add("--orders", type=Path, metavar="FILE", help="head orders, or a calibration, for policies that need one")
     add("--schedule", type=Path, metavar="FILE", help="obey this schedule file instead of planning one")
+    codec_option(parser)
+
+
+def codec_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--kv-codec",
+        metavar="C",
+        help=f"how stored tokens are written: {', '.join(CODECS)}; not the sinks, unless the policy chooses during the "
+        "run; a budget is then the same bytes and buys more tokens (default: model, or the schedule's own)",
+    )
 
 
 def weights_options(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +138,12 @@ def calibrate_options(parser: argparse.ArgumentParser) -> None:
         help="one prompt a line, or .jsonl with prompt or caption",
     )
     add("--samples", type=whole, metavar="N", help="use only the first N prompts")
+    add(
+        "--only",
+        choices=["mass"],
+        metavar="WHAT",
+        help="mass: measure attention mass alone, all that policy heatkv needs, in less time",
+    )
     model_options(parser)
     weights_options(parser)
     threads_option(parser)
@@ -241,6 +263,7 @@ def job_of(args: argparse.Namespace) -> Job:
         orders=_text(given.get("orders")),
         schedule=_text(given.get("schedule")),
         sink_scales=args.sink_scales,
+        kv_codec=given.get("kv_codec", MODEL),
         cfg=given.get("cfg", config.cfg),
         tau=given.get("tau", config.tau),
         dtype=args.dtype,
@@ -254,7 +277,8 @@ def job_of(args: argparse.Namespace) -> Job:
 
 def default_output(model: str, policy: str) -> Path:
     """A new trace's name in the current folder; two of one second differ too."""
-    return Path(f"{model}-{policy}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
+    name, _ = split_policy(policy)  # parameters may hold anything
+    return Path(f"{model}-{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.h5")
 
 
 def _refuse_unread(given: dict[str, Any], policy: str) -> None:  # Any: parsed options

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatkv.bundled import bundled_orders
+from heatkv.codecs import CODECS, MODEL
 from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
-from heatkv.online import OnlinePlan
+from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
-from heatkv.policies import load_policy, make_policy, split_policy
+from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, budget_tokens, full_history_tokens, minimum_budget
+from heatkv.schedule import PruningSchedule, budget_tokens, codec_budget, full_history_tokens, minimum_budget
 from kvscope.analysis import DENOMINATOR
 from kvscope.calibration import Calibration, is_calibration
 from kvscope.errors import UsageError
@@ -42,6 +43,14 @@ class Plan:
     def peak_tokens(self) -> int:
         return int(self.tokens_held().max())
 
+    def bytes_held(self, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
+        """Bytes of keys and values after each step, over all layers and heads: [num_steps]; as `tokens_held`."""
+        return self.schedule.bytes_held(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
+
+    def capacity_bytes(self, *, rows: int, dtype_bytes: int) -> int:
+        """Keys and values that the run's pools have room for: its peak, in every codec its own."""
+        return self.schedule.capacity_bytes(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
+
 
 def plan_job(job: Job) -> Plan:
     """The job's model, scales and schedule. Raises HeatKVError for what no run could do."""
@@ -53,18 +62,46 @@ def plan_job(job: Job) -> Plan:
         if schedule.online:
             found = f"{job.schedule}: of policy {schedule.policy}, which chooses during the run"
             raise UsageError(f"{found}, so there is no schedule to obey; give --policy {schedule.policy}")
-        return Plan(config, scales, schedule)
+        coded = schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec)
+        return Plan(config, scales, coded)
     policy = policy_of(job, config, scales)
     sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
-    planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
-    if isinstance(planned, PruningSchedule):
-        return Plan(config, scales, planned)
-    return Plan(config, scales, planned.bound(), planned)
+    if not hasattr(policy, "scores"):
+        planned = policy.plan(config, scales, budget=job.budget, sink_scales=sinks)
+        return Plan(config, scales, _in_codec(planned, policy, config, job))
+    online = plan_in_codec(
+        policy,
+        job.kv_codec,
+        config,
+        scales,
+        budget=job.budget,
+        sink_scales=sinks,
+        dtype_bytes=DTYPE_BYTES[job.dtype],
+    )
+    return Plan(config, scales, online.bound(), online)
+
+
+def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: Job) -> PruningSchedule:
+    """The plan with what the same bytes buy in the job's codec. `policy`: Any, as load_policy."""
+    if job.kv_codec == MODEL:
+        return planned
+    if job.budget is not None and planned.policy != "full":
+        bought = codec_budget(
+            job.budget,
+            job.kv_codec,
+            config,
+            planned.scales,
+            sink_scales=planned.sink_scales,
+            dtype_bytes=DTYPE_BYTES[job.dtype],
+        )
+        again = policy.plan(config, planned.scales, budget=bought, sink_scales=planned.sink_scales)
+        planned = replace(again, budget=job.budget)
+    return planned.in_codec(job.kv_codec)
 
 
 def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # Any: as load_policy
     """The job's policy, with the parameters that it gives and the measurements that the policy needs."""
-    needs = load_policy(split_policy(job.policy)[0]).needs
+    needs = needs_of(job.policy)
     supplied: dict[str, Any] = {}  # Any: what a policy's fields hold
     if needs:
         path = bundled_orders(config) if job.orders is None else Path(job.orders)
@@ -72,7 +109,7 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
             what = "head orders" if "orders" in needs else "a calibration"
             raise UsageError(f"policy {job.policy} needs {what}; give --orders FILE (kvscope calibrate makes one)")
         if "orders" in needs:
-            supplied["orders"] = load_orders(path, config)
+            supplied["orders"] = load_orders(path, config, sinks=job.sink_scales)
         if set(needs) - {"orders"}:
             supplied["measurements"] = load_measurements(path)
             supplied["measurements"].require(needs, config, scales)
@@ -86,11 +123,14 @@ def load_measurements(path: Path) -> Measurements:
     return Calibration.load(path).measurements()
 
 
-def load_orders(path: Path, config: ModelConfig) -> HeadOrders:
-    """Head orders from an official file, or from a calibration's scores."""
+def load_orders(path: Path, config: ModelConfig, *, sinks: int | None = None) -> HeadOrders:
+    """Head orders from an official file, or from a calibration's scores; these for fewer sink scales too."""
     if not is_calibration(path):
         return HeadOrders.load(path, config=config)
-    orders = replace(Calibration.load(path).scores().orders(), source=str(path))
+    calibration = Calibration.load(path)
+    own = calibration.settings.sink_scales
+    scores = calibration.scores(sink_scales=own if sinks is None else min(own, sinks))
+    orders = replace(scores.orders(), source=str(path))
     orders.check_model(config)
     return orders
 
@@ -109,6 +149,8 @@ class PlanSummary:
     sink_scales: int
     dtype: str
     rows: int
+    codec_bytes: dict[str, int]
+    """Codec in use → bytes of one token's key and value in one head."""
     history_tokens: int
     budget_tokens: int | None
     planned_peak_tokens: int
@@ -136,8 +178,11 @@ def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> Pla
     """The plan in tokens, and in bytes for `rows` batch rows (2 with guidance) of `dtype`."""
     config, scales, schedule = plan.config, plan.scales, plan.schedule
     bytes_per_token = config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[dtype], rows=rows)
+    sizes = {"rows": rows, "dtype_bytes": DTYPE_BYTES[dtype]}
     held = plan.tokens_held()
-    peak = int(held.argmax())
+    held_bytes = plan.bytes_held(**sizes)
+    peak = int(held_bytes.argmax())
+    codecs = schedule.codecs or (MODEL,)
     prunable = schedule.drop_step[:, :, schedule.sink_scales : scales.num_scales - 1]
     tokens = None if schedule.budget is None else budget_tokens(schedule.budget, config, scales)
     return PlanSummary(
@@ -151,12 +196,13 @@ def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> Pla
         sink_scales=schedule.sink_scales,
         dtype=dtype,
         rows=rows,
+        codec_bytes={name: CODECS[name].bytes_per_token(config.head_dim, **sizes) for name in codecs},
         history_tokens=full_history_tokens(config, scales),
         budget_tokens=tokens,
-        planned_peak_tokens=int(held[peak]),
+        planned_peak_tokens=int(held.max()),
         full_history_bytes=full_history_tokens(config, scales) * bytes_per_token,
         budget_bytes=None if tokens is None else tokens * bytes_per_token,
-        planned_peak_bytes=int(held[peak]) * bytes_per_token,
+        planned_peak_bytes=int(held_bytes[peak]),
         peak_query_scale=peak // schedule.num_layers,
         peak_layer=peak % schedule.num_layers,
         head_scales=None if schedule.online else prunable.size,

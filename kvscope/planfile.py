@@ -148,6 +148,16 @@ class PlanFile:
         if changes:
             raise UsageError(f"the plan is stale: {'; '.join(changes)}; review the change anew and save another plan")
 
+    def check_revision(self, trace: Trace) -> None:
+        """Raises UsageError unless the run still obeys the schedule that was reviewed; its trace may have grown."""
+        changes = self._changed_model()
+        if trace.header.run_id != self.parent_run_id:
+            changes.append(f"{self.parent} is of another run")
+        elif trace.schedule.content_hash != self.before.schedule_sha256:
+            changes.append("the run obeys another schedule by now")
+        if changes:
+            raise UsageError(f"the plan is stale: {'; '.join(changes)}; review the change anew and save another plan")
+
     def _changed_model(self) -> list[str]:
         # Deferred to where it is asked: a plan can be read without knowing its model.
         from heatkv.config import MODELS

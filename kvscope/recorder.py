@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.probe import Capture, RunStart, ScaleInfo, StepInfo
+    from heatkv.schedule import PruningSchedule
     from kvscope.job import Job
     from kvscope.nvml import GpuSampler
 
@@ -137,9 +138,10 @@ class Recorder:
         self._filter = filter
         self._start: RunStart | None = None
         self._steps: list[StepInfo] = []
+        self._revision: dict[str, NDArray[np.generic]] = {}
         self._queue: queue.Queue[_Message] = queue.Queue(QUEUE_SLOTS)
         self._thread: threading.Thread | None = None
-        self._created = threading.Event()
+        self._created, self._ended = threading.Event(), threading.Event()
         self._error: Exception | None = None
         self._cost = RecordingCost()
 
@@ -174,6 +176,10 @@ class Recorder:
         if self.file.spool is not None:
             self._narrate(self.file.spool.notice)
 
+    def revised(self, schedule: PruningSchedule, asked_sha256: str) -> None:
+        """The next scale obeys another schedule, made by `heatkv.revision.revised`; see format.TABLES for the hash."""
+        self._revision = rows.revision_arrays(schedule, asked_sha256)
+
     def step_done(self, step: StepInfo) -> None:
         """Keep what a step says until its scale is done. Touches no tensor."""
         self._steps.append(step)
@@ -199,13 +205,14 @@ class Recorder:
     def finish(self, status: Ending = "done", message: str = "") -> str | None:
         """End the trace and close the file; later calls do nothing. Returns `failed`.
 
-        A scale that is not done is not recorded.
+        A scale that is not done is not recorded. A Ctrl-C that comes meanwhile is passed on when the file is closed.
         """
-        if self._thread is not None and self._thread.is_alive():
-            self._send(_End(Status[status.upper()], message))
-            self._thread.join(CLOSE_WAIT_S)
-            if self._thread.is_alive():
-                self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
+        end = _End(Status[status.upper()], message)
+        try:
+            self._close(end)
+        except KeyboardInterrupt:
+            self._close(end)
+            raise
         self._stop_sampler()
         if self._error is not None:
             error, self._error = self._error, None
@@ -235,6 +242,14 @@ class Recorder:
         except queue.Full:
             self._stop_recording(f"the file took no data for {MAX_WAIT_S:g} s")
 
+    def _close(self, end: _End) -> None:
+        # Not asked of the thread: a `join` that a signal interrupts takes it for dead (CPython before 3.13), and a
+        # process that ends while it writes hangs, as HDF5's lock is then nobody's.
+        if self._thread is not None and not self._ended.is_set():
+            self._send(end)
+            if not self._ended.wait(CLOSE_WAIT_S):
+                self.failed = self.failed or f"the writer did not finish within {CLOSE_WAIT_S:.0f} s"
+
     def _stop_recording(self, reason: str) -> None:
         self._reason = reason
         self.failed = f"{self.path}: {RECORDING_STOPPED}{reason}; the run went on"
@@ -245,7 +260,8 @@ class Recorder:
         arrays: dict[str, NDArray[np.generic]] = {
             "kept_tokens": np.stack([step.kept_tokens for step in steps]),
             "read_tokens": np.stack([step.read_tokens for step in steps]),
-        }
+        } | self._revision
+        self._revision = {}
         for name in ("attention_mass", "attention_mass_uncond"):
             if any(getattr(step, name) is not None for step in steps):
                 arrays[name] = rows.mass_array(steps, name)
@@ -267,6 +283,12 @@ class Recorder:
     # In the writer's thread: the only one that touches the file.
 
     def _write_all(self) -> None:
+        try:
+            self._write_file()
+        finally:
+            self._ended.set()
+
+    def _write_file(self) -> None:
         try:
             writer = self._create()
         except Exception as error:  # handed to run_started, which raises it

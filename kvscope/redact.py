@@ -7,7 +7,7 @@ sampled bits are no text; whether an export holds them is asked separately.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from kvscope.format import RECORDING_STOPPED, Reason, decode_text
@@ -25,16 +25,16 @@ _KEPT_HEADER = frozenset(
     (
         "format_version", "run_id", "parent_run_id", "created_ns", "created_monotonic_ns", "liveness", "model",
         "scales", "num_layers", "num_heads", "head_dim", "rows", "dtype", "dtype_bytes", "bits_per_token", "device",
-        "versions", "attention", "capacity_tokens", "tiers", "perturbed", "perturbed_by", "gpu_name",
+        "versions", "attention", "capacity_tokens", "pools", "tiers", "perturbed", "perturbed_by", "gpu_name",
     )
 )  # fmt: skip
 """Header keys that tell nothing of who ran it, where, and what was asked for."""
 
 _KEPT_JOB = frozenset(
     (
-        "model", "policy", "seed", "random_weights", "resolution", "aspect", "budget", "sink_scales", "cfg", "tau",
-        "top_k", "top_p", "dtype", "device", "attention_mass", "attention_mass_uncond", "attention_map", "bit_exact",
-        "mode",
+        "model", "policy", "seed", "random_weights", "resolution", "aspect", "budget", "sink_scales", "kv_codec", "cfg",
+        "tau", "top_k", "top_p", "dtype", "device", "attention_mass", "attention_mass_uncond", "attention_map",
+        "bit_exact", "mode",
     )
 )  # fmt: skip
 """The same of a job."""
@@ -84,6 +84,7 @@ def _header_json(header: Header) -> dict[str, Json]:
         "job": header.job.to_json(),
         "scales": header.scales.to_json(),
         "tiers": list(header.tiers),
+        "pools": [asdict(pool) for pool in header.pools] or None,
     }
 
 

@@ -161,7 +161,7 @@ def designed(ground: Ground, mass: NDArray[np.float64], *, count: int, seed: int
     if ground.orders is not None:
         sinks = min(ground.orders.first_source, ground.scales.num_scales - 1)
         planned += _at_all_budgets(HeatKVPolicy(ground.orders), ground, sinks, count // 3)
-    planned += _at_all_budgets(KnapsackPolicy(mass), ground, min(1, ground.scales.num_scales - 1), count // 3)
+    planned += _at_all_budgets(KnapsackPolicy.of_mass(mass), ground, min(1, ground.scales.num_scales - 1), count // 3)
     return [*planned, *(_random(ground, generator) for _ in range(count - len(planned)))]
 
 

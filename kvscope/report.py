@@ -97,10 +97,11 @@ def plan_text(summary: PlanSummary) -> str:
                      bytes_text(summary.budget_bytes, absent="none"), _percent(summary.budget)),
                     ("planned peak", head_tokens_text(summary.planned_peak_tokens),
                      bytes_text(summary.planned_peak_bytes),
-                     _percent(summary.planned_peak_tokens / summary.history_tokens)),
+                     _percent(summary.planned_peak_bytes / summary.full_history_bytes)),
                 ]
             ),
             f"  100 % = {summary.denominator}; bytes are {summary.tag}: tokens × bytes per token",
+            *_codec_lines(summary),
             f"  peak after scale {summary.peak_query_scale}, layer {summary.peak_layer}{dropped}",
             *_capacity_lines(summary),
             f"  least feasible budget: {fraction_text(summary.minimum_budget)} (the sink scales)",
@@ -118,6 +119,12 @@ def _capacity_lines(summary: PlanSummary) -> Iterable[str]:
         least, most = min(layers), max(layers)
         each = head_tokens_text(most) if least == most else f"{least:,} to {head_tokens_text(most)}"
         yield f"    after scale {scale}: {each} a layer, {head_tokens_text(sum(layers))} in all"
+
+
+def _codec_lines(summary: PlanSummary) -> Iterable[str]:
+    if len(summary.codec_bytes) > 1:
+        each = ", ".join(f"{name} {bytes_text(size)}" for name, size in summary.codec_bytes.items())
+        yield f"  bytes per token: {each}; 100 % is the history's bytes in {summary.dtype}, whatever is stored"
 
 
 def _machine_lines(summary: Summary) -> Iterable[str]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from heatkv.probe import StepInfo
     from heatkv.scales import ScaleSchedule
+    from heatkv.schedule import PruningSchedule
     from kvscope.job import MapKind
     from kvscope.nvml import GpuSample
 
@@ -46,6 +47,15 @@ def summary_row(steps: NDArray[np.void], kept_tokens: NDArray[Any], read_tokens:
     row["evicted_tokens"] = steps["evicted_tokens"].sum()
     row["kept_tokens"], row["read_tokens"] = kept_tokens.sum(dtype=np.int64), read_tokens.sum(dtype=np.int64)
     return row
+
+
+def revision_arrays(schedule: PruningSchedule, asked_sha256: str) -> dict[str, NDArray[Any]]:
+    """What the tables of revisions say of a scale before which this plan was put in force."""
+    row = np.zeros((), TABLES["revisions"].row_dtype)
+    row["is_revised"], row["sink_scales"] = 1, schedule.sink_scales
+    row["budget"] = _NAN if schedule.budget is None else schedule.budget
+    row["policy"], row["asked_sha256"] = text_field(schedule.policy), text_field(asked_sha256)
+    return {"revisions": row, "revised_drop_step": schedule.drop_step}
 
 
 def mass_array(steps: Sequence[StepInfo], name: str) -> NDArray[np.float32]:

@@ -135,9 +135,11 @@ def run_job(
         *([progress] if progress else []),
     ]
     if gate is not None:
-        gate.recording(recorder.run_id, _log_to(recorder, narrate))
+        # What a forced run records of its parent holds for the plan that it began with.
+        revised = None if job.mode == "forced" else recorder.revised
+        gate.recording(recorder.run_id, _log_to(recorder, narrate), revised)
         probes.append(gate)  # the last: what it holds back is recorded
-    with recorder, _closed_when_stopped(recorder):
+    with _closing(recorder):
         generation = pipeline.generate(
             [job.prompt],
             plan.scales,
@@ -215,12 +217,17 @@ class KeptWeights:
 
 
 @contextmanager
-def _closed_when_stopped(recorder: Recorder) -> Iterator[None]:
-    """A run that a viewer ends was not failed: its trace says so."""
+def _closing(recorder: Recorder) -> Iterator[None]:
+    """The recorder's own context. A run that a viewer ends was not failed: its trace says so."""
     try:
-        yield
-    except RunStopped as stop:
-        recorder.finish("cancelled", str(stop))
+        with recorder:
+            try:
+                yield
+            except RunStopped as stop:
+                recorder.finish("cancelled", str(stop))
+                raise
+    except KeyboardInterrupt:  # it may have come when the recorder had not begun to close
+        recorder.finish("cancelled", "stopped by the user")
         raise
 
 

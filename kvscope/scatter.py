@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from kvscope.fidelity import BAND, MEASURES
+from kvscope.fidelity import MEASURES
 
 if TYPE_CHECKING:
     from kvscope.fidelity import Fidelity, Trial
@@ -95,11 +95,12 @@ def _stroke(found: Fidelity, measure: str, x: Place, y: Place, side: int) -> str
     """The line itself, or an edge of its band, dashed."""
     line = found.lines[measure]
     ends = []
-    for lost in (found.least, found.most):
-        value = line.intercept + line.slope * math.log10(lost) + side * BAND * line.spread
-        ends.append(f"{x(lost):.1f} {y(10.0**value):.1f}")
+    for lost in (found.least, *(10.0**place for place, _, _ in line.knots[1:-1]), found.most):
+        band = line.band(lost)
+        value = {-1: band.low, 0: band.middle, 1: band.high}[side]
+        ends.append(f"{x(lost):.1f} {y(value):.1f}")
     dashes = ' stroke-dasharray="5 4"' if side else ""
-    return f'<path d="M{ends[0]}L{ends[1]}" stroke="#222" fill="none" clip-path="url(#{measure})"{dashes}/>'
+    return f'<path d="M{"L".join(ends)}" stroke="#222" fill="none" clip-path="url(#{measure})"{dashes}/>'
 
 
 def _legend(kinds: Sequence[str], y: float) -> list[str]:

@@ -23,6 +23,7 @@ from kvscope import liveness, maps
 from kvscope.errors import TraceError, TraceFormatError, UsageError
 from kvscope.format import RECORDING_STOPPED, TABLES, Reason, Status, decode_text
 from kvscope.header import read_header, text_of
+from kvscope.in_force import InForce, sole
 from kvscope.layout import TableLayout, read_layouts
 from kvscope.opening import (
     DAMAGE,
@@ -61,9 +62,10 @@ class Trace:
             check_filter(path, file)
             self.header = read_header(header_attributes(file))
             self._lengths = axis_lengths(self.header)
-            self.schedule = self._read_schedule()
-            """The plan in force."""
+            self.plans = sole(self._read_schedule())
+            """Every schedule that the run obeyed so far; more than one where it was revised under way."""
             self._read_commit()
+        self._read_revisions()
 
     @classmethod
     def open(cls, path: Path | str) -> Trace:
@@ -83,7 +85,13 @@ class Trace:
         before = (self._commit["epoch"], self.status)
         with self._reading():
             self._read_commit()
+        self._read_revisions()
         return before != (self._commit["epoch"], self.status)
+
+    @property
+    def schedule(self) -> PruningSchedule:
+        """The plan in force: the run's last."""
+        return self.plans[-1].schedule
 
     @property
     def file(self) -> h5py.File:
@@ -131,6 +139,11 @@ class Trace:
     def scale_summary(self) -> NDArray[np.void]:
         """One row per finished scale: what its steps add up to; columns as in format.TABLES["scale_summary"]."""
         return self._table("scale_summary")
+
+    @property
+    def revisions(self) -> NDArray[np.void]:
+        """One row per finished scale: whether the run got another plan before it; columns as in format.TABLES."""
+        return self._table("revisions")
 
     @property
     def steps(self) -> NDArray[np.void]:
@@ -320,6 +333,23 @@ class Trace:
         if schedule.scales.sizes != self.header.scales.sizes:
             raise ValueError("the schedule is for other scales than the header's")
         return schedule
+
+    def _read_revisions(self) -> None:
+        """Add the plans that were put in force since the last look; each is there when its first scale is done."""
+        for scale in np.flatnonzero(self.revisions["is_revised"]).tolist():
+            if scale > self.plans[-1].query_scale or (scale == 0 and len(self.plans) == 1):
+                with self._reading():
+                    self.plans += (self._revised(scale),)
+
+    def _revised(self, scale: int) -> InForce:
+        row, before = self.revisions[scale], self.schedule
+        drop_step = self._dataset("revised_drop_step")[scale]
+        budget = float(row["budget"])
+        schedule = PruningSchedule(
+            drop_step, before.model, before.scales, int(row["sink_scales"]), decode_text(row["policy"]),
+            None if np.isnan(budget) else budget,
+        )  # fmt: skip
+        return InForce(scale, schedule, decode_text(row["asked_sha256"]))
 
     def _check_done(self, scale: int) -> None:
         if not 0 <= scale < self.scales_done:

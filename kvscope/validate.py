@@ -13,12 +13,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.codecs import CODECS
 from heatkv.config import MODELS
+from heatkv.errors import ScheduleError
+from heatkv.revision import revised
+from heatkv.schedule import PruningSchedule
 from kvscope import chosen, layout, maps
 from kvscope.analysis import summarize
 from kvscope.errors import TraceError
 from kvscope.findings import Finding, more_text, unequal
 from kvscope.format import COUNTED, GPU_FIELDS, LEVELS, TABLES, Reason, Status
+from kvscope.in_force import by_scale, bytes_held, evicted_tokens, plan_at, tokens_held
 from kvscope.opening import DAMAGE, first_line
 from kvscope.rows import summary_row
 from kvscope.trace import Trace
@@ -113,15 +118,28 @@ def _tokens(trace: Trace) -> Iterator[Finding]:
         yield from chosen.token_findings(trace)
         return
     done, why = trace.scales_done, "as the schedule says"
-    yield from unequal("kept_tokens", trace.kept_tokens, trace.schedule.kept_tokens()[:done], why=why)
-    yield from unequal("read_tokens", trace.read_tokens, trace.schedule.read_tokens()[:done], why=why)
+    kept = by_scale(trace.plans, PruningSchedule.kept_tokens, num_scales=done)
+    read = by_scale(trace.plans, PruningSchedule.read_tokens, num_scales=done)
+    yield from unequal("kept_tokens", trace.kept_tokens, kept, why=why)
+    yield from unequal("read_tokens", trace.read_tokens, read, why=why)
+
+
+def _revisions(trace: Trace) -> Iterator[Finding]:
+    for before, after in zip(trace.plans, trace.plans[1:], strict=False):
+        where = f"revised_drop_step[{after.query_scale}]"
+        try:
+            expected = revised(before.schedule, after.schedule, after.query_scale).drop_step
+        except ScheduleError as error:
+            yield Finding(where, str(error), "a plan that goes on with what the run still held")
+            continue
+        yield from unequal(where, after.schedule.drop_step, expected, why="what had left keeps its step")
 
 
 def _bytes(trace: Trace) -> Iterator[Finding]:
     header, steps = trace.header, trace.steps
-    held = trace.schedule.tokens_held()[: len(steps)] * header.bytes_per_token
+    held = bytes_held(trace.plans, header)[: len(steps)]
     yield from unequal("steps.accounted_bytes", steps["accounted_bytes"][: len(held)], held, why="tokens held × bytes")
-    evicted = trace.schedule.evicted_tokens()[: len(held)]
+    evicted = evicted_tokens(trace.plans, len(held))
     yield from unequal("steps.evicted_tokens", steps["evicted_tokens"][: len(held)], evicted, why="the plan")
     if header.capacity_tokens is not None:
         yield from _stored(trace, header.capacity_tokens)
@@ -129,14 +147,34 @@ def _bytes(trace: Trace) -> Iterator[Finding]:
 
 def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
     stored = trace.steps["storage_bytes"]
-    peak, least = trace.schedule.peak_tokens, capacity_tokens * trace.header.bytes_per_token
+    peak, least = int(tokens_held(trace.plans).max()), trace.header.capacity_bytes or 0
     if capacity_tokens < peak:
         yield Finding("header key capacity_tokens", f"{capacity_tokens:,}", f"{peak:,} or more: the plan's peak")
+    yield from _pools(trace)
     short = np.flatnonzero(stored < least)
     if len(short):
         found = f"{stored[short[0]]:,}{more_text(len(short))}"
         expected = f"{least:,} bytes or more: room for {capacity_tokens:,} head-tokens"
         yield Finding(f"steps.storage_bytes[{short[0]}]", found, expected)
+
+
+def _pools(trace: Trace) -> Iterator[Finding]:
+    """What the header says of each codec, against the plan."""
+    header, schedule = trace.header, trace.schedule
+    if schedule.codec is None and not header.pools:
+        return
+    found = [(pool.codec, pool.bytes_per_token, pool.capacity_tokens) for pool in header.pools]
+    sizes = {"rows": header.rows, "dtype_bytes": header.dtype_bytes}
+    planned = [
+        (
+            name,
+            CODECS[name].bytes_per_token(header.head_dim, **sizes),
+            header.capacity_tokens if schedule.online else int(held.max()),
+        )
+        for name, held in schedule.tokens_held_by_codec().items()
+    ]
+    if found != planned:
+        yield Finding("header key pools", f"{found}", f"{planned}: codecs, bytes per token and peaks of the plan")
 
 
 def _summaries(trace: Trace) -> Iterator[Finding]:
@@ -152,7 +190,7 @@ def _summaries(trace: Trace) -> Iterator[Finding]:
 
 
 def _budget(trace: Trace) -> Iterator[Finding]:
-    job, schedule = trace.header.job, trace.schedule
+    job, schedule = trace.header.job, trace.plans[0].schedule
     if job.budget is not None and job.schedule is None and schedule.budget != job.budget:
         yield Finding("header key schedule", f"budget {schedule.budget}", f"{job.budget}: the job's")
     if not len(trace.steps):
@@ -226,7 +264,7 @@ def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
         return np.zeros(shape, np.bool_)
     if trace.schedule.online:
         return chosen.seen(trace)
-    return np.stack([trace.schedule.visible(scale) for scale in done])
+    return np.stack([plan_at(trace.plans, scale).visible(scale) for scale in done])
 
 
 def _one_mass(name: str, mass: NDArray[np.float32], visible: NDArray[np.bool_]) -> Iterator[Finding]:
@@ -364,6 +402,7 @@ _CHECKS = (
     _Check(_header, ("scale_height", "scale_width", "drop_step")),
     _Check(_commits, ("commit",)),
     _Check(_lengths, ("commit",)),
+    _Check(_revisions, ("revisions", "revised_drop_step")),
     _Check(_steps, ("steps",)),
     _Check(_tokens, ("kept_tokens", "read_tokens")),
     _Check(_bytes, ("steps",)),

@@ -22,6 +22,7 @@ from tests.benchmarks import (
     bench_capture,
     bench_generation,
     bench_planner,
+    bench_policies,
     bench_recorder,
     bench_run,
     bench_stack,
@@ -215,6 +216,7 @@ class TestEveryBenchmark:
             ),
             lambda: bench_run.run(quick=True, model=TINY, resolution=None),
             lambda: bench_generation.run(quick=True, model=TINY, resolution="native"),
+            lambda: bench_policies.run(quick=True, policies=("snapkv", "sinks-only")),
             lambda: bench_capture.run(
                 quick=True, model=TINY, resolutions=("native",), sides=(4,), mass_sides=(1, 4), scratch_side=6
             ),
@@ -222,7 +224,19 @@ class TestEveryBenchmark:
             lambda: bench_trace.run(quick=True, large=Shape(4, 4, 9, "float32"), small=Shape(3, 3, 5, "uint8")),
             lambda: bench_tuning.run(quick=True, cases=((0.1, 1.0),)),
         ],
-        ids=["planner", "attention", "stack", "bytes", "run", "generation", "capture", "recorder", "trace", "tuning"],
+        ids=[
+            "planner",
+            "attention",
+            "stack",
+            "bytes",
+            "run",
+            "generation",
+            "policies",
+            "capture",
+            "recorder",
+            "trace",
+            "tuning",
+        ],
     )
     def test_gives_a_table_and_strict_json(self, run: Callable[[], Result]) -> None:
         result = run()

@@ -10,17 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from heatkv.kernels.mass import key_mass, scale_mass, whole_key_mass
+from heatkv.pool import Slots, TokenPool
 from heatkv.visible import Visible, gathered
 
 GATHER_BYTES = 32 << 20
 """The most that keys and values gathered for one call take (but at least one head's). From there on glibc's malloc
 fetches every block anew from the system, which costs more than the copying."""
+
+_DECODE_TOKENS = 4096
+"""Of several heads that are decoded together (but at least one head's)."""
 
 _MERGE_QUERIES = 512
 """From so many queries on, adding up partial attentions is faster than looking at the keys a second time."""
@@ -48,10 +54,12 @@ def grouped_attention(
     out = torch.empty_like(q)
     mass = torch.zeros(capture_rows, q.shape[1], num_scales) if capture_rows else None
     key_masses = [q.new_empty(0)] * (q.shape[1] if maps else 0)
-    for heads, sources in visible.groups():
+    groups = visible.groups()
+    stored = _stored(visible, [head for heads, _ in groups for head in heads])
+    for heads, sources in groups:
         for chunk in _chunks(heads, visible):
             at = _at(chunk)
-            call = _Call(q[:, at], *_keys_values(visible, chunk), tuple(tokens for _, tokens in sources))
+            call = _Call(q[:, at], *_keys_values(visible, chunk, stored), tuple(tokens for _, tokens in sources))
             if mass is None:
                 out[:, at] = _attention(call.q, call.keys, call.values)
                 continue
@@ -150,19 +158,52 @@ def _chunks(heads: list[int], visible: Visible) -> list[list[int]]:
     return [heads[begin : begin + together] for begin in range(0, len(heads), together)]
 
 
-def _keys_values(visible: Visible, heads: list[int]) -> tuple[Tensor, Tensor]:
+_Stored = tuple[Tensor, Tensor, Sequence[Slots]]
+"""Keys and values [R, n, D], and where in them each head's are."""
+
+
+def _stored(visible: Visible, order: list[int]) -> _Stored | None:
+    """What all heads have stored: in the pool as it lies, or decoded at once, in this order of heads, so that heads of
+    one call lie together; None: there is nothing, or too much to be decoded at once."""
+    pool, slots = visible.pool, visible.slots
+    if isinstance(pool, TokenPool) and pool.is_plain:
+        return pool.keys, pool.values, slots
+    rows, _, _, head_dim = visible.keys.shape
+    ends = np.cumsum([0, *(len(slots[head]) for head in order)])
+    if not 0 < 2 * rows * ends[-1] * head_dim * visible.keys.element_size() <= GATHER_BYTES:
+        return None
+    keys, values, at = pool.read_anyhow(np.concatenate([slots[head] for head in order]))
+    own = {head: at[begin:end] for head, (begin, end) in zip(order, pairwise(ends.tolist()), strict=True)}
+    return keys, values, [own[head] for head in range(len(order))]
+
+
+def _keys_values(visible: Visible, heads: list[int], stored: _Stored | None) -> tuple[Tensor, Tensor]:
     """[R, len(heads), T, D] twice: stored tokens, then the current ones."""
     keys, values = visible.keys[:, _at(heads)], visible.values[:, _at(heads)]
     num_stored = len(visible.slots[heads[0]])
     if not num_stored:
         return keys, values
-    slots = torch.stack([torch.from_numpy(visible.slots[head]) for head in heads])
     rows, _, num_current, head_dim = keys.shape
     room = keys.new_empty(2, rows, len(heads), num_stored + num_current, head_dim)
-    return (
-        gathered(visible.pool.keys, keys, slots, room[0]),
-        gathered(visible.pool.values, values, slots, room[1]),
-    )
+    if stored is not None:
+        slots = torch.from_numpy(np.stack([stored[2][head] for head in heads]))
+        gathered(stored[0], keys, slots, room[0])
+        gathered(stored[1], values, slots, room[1])
+    else:
+        room[0, :, :, num_stored:], room[1, :, :, num_stored:] = keys, values
+        _decode(visible, heads, room)
+    return room[0], room[1]
+
+
+def _decode(visible: Visible, heads: list[int], room: Tensor) -> None:
+    """Put each head's stored keys and values into room [2, R, len(heads), T, D], decoded, some heads at a time."""
+    num_stored = len(visible.slots[heads[0]])
+    together = max(1, _DECODE_TOKENS // num_stored)
+    for begin in range(0, len(heads), together):
+        some = heads[begin : begin + together]
+        read = visible.pool.read(np.concatenate([visible.slots[head] for head in some]))
+        for whole, part in zip(room, read, strict=True):
+            whole[:, begin : begin + together, :num_stored] = part.unflatten(1, (len(some), num_stored))
 
 
 def _at(heads: list[int]) -> slice | list[int]:

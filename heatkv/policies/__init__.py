@@ -23,9 +23,21 @@ if TYPE_CHECKING:
     from heatkv.seen import Seen
 
 POLICIES: dict[str, str] = {
+    "adakv": "heatkv.policies.adakv:AdaKVPolicy",
+    "amskv": "heatkv.policies.amskv:AMSKVPolicy",
+    "forcing": "heatkv.policies.forcing:ForcingPolicy",
     "full": "heatkv.policies.full:FullPolicy",
+    "h2o": "heatkv.policies.h2o:H2OPolicy",
+    "hack": "heatkv.policies.hack:HACKPolicy",
+    "hackpp": "heatkv.policies.hackpp:HACKPPPolicy",
     "heatkv": "heatkv.policies.heatkv:HeatKVPolicy",
+    "knapsack": "heatkv.policies.knapsack:KnapsackPolicy",
+    "pyramidkv": "heatkv.policies.pyramidkv:PyramidKVPolicy",
+    "random": "heatkv.policies.random:RandomPolicy",
+    "scalekv": "heatkv.policies.scalekv:ScaleKVPolicy",
+    "sinks-only": "heatkv.policies.sinks:SinksOnlyPolicy",
     "snapkv": "heatkv.policies.snapkv:SnapKVPolicy",
+    "streaming": "heatkv.policies.streaming:StreamingPolicy",
     "window": "heatkv.policies.window:WindowPolicy",
 }
 """Policy name → "module:Class"."""
@@ -110,6 +122,14 @@ def load_policy(name: str) -> type[Any]:  # Any: planned and online policies hav
     module, _, class_name = POLICIES[name].partition(":")
     policy: type[Any] = getattr(importlib.import_module(module), class_name)
     return policy
+
+
+def needs_of(text: str) -> tuple[str, ...]:
+    """What must be supplied to make the policy of this text: its `needs`, but none if a parameter takes their place."""
+    name, given = split_policy(text)
+    kind = load_policy(name)
+    needs: tuple[str, ...] = () if getattr(kind, "instead_of_needs", None) in given else kind.needs
+    return needs
 
 
 def split_policy(text: str) -> tuple[str, dict[str, str]]:

@@ -1,21 +1,27 @@
-"""The knapsack planner: whenever the cache would exceed its budget, what is worth least per token goes.
+"""The knapsack planner: whenever the cache would exceed its budget, what is worth least per byte goes, or gets coarser.
 
-Unlike HeatKV (arXiv 2605.14877) it chooses over all layers, heads and source scales at once, and judges a head-scale
-after a step only by the attention that later steps pay to it: what earlier scales paid is past. Its scores are the
-attention mass of every query scale, as a calibration holds it.
+Ours. Unlike HeatKV (arXiv 2605.14877) it chooses over all layers, heads and source scales at once, judges a head-scale
+after a step only by what later steps lose without it, in both guidance rows, and knows coarser codecs beside keeping
+and dropping. What is lost is measured: `output`, the change of the layer's attention output were the head blind to the
+source scale, which predicts the effect of dropping far better than attention mass does (docs/beyond.md); or `mass`,
+which every trace has. The choosing itself is heatkv.spending.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
-from heatkv.errors import BudgetError, OrdersError
+from heatkv.codecs import CODECS, MODEL
+from heatkv.errors import BudgetError, OptionError, OrdersError, UnknownNameError
+from heatkv.measurements import Measurements
+from heatkv.policies import parameters
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, check_pins, no_pins
 from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales
+from heatkv.spending import NOISE, Costs, Spent, bytes_of, noise_of, spend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,23 +29,51 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig
     from heatkv.scales import ScaleSchedule
 
-DEFAULT_EXPONENT = 1.5
-"""Of the tokens that a head-scale's value is divided by: 1 is value per token, more prefers to drop large scales."""
+_DTYPE_BYTES = 2
+"""Of the model's numbers: bfloat16. In float32 coded tokens take a smaller share, so that a plan fits there too."""
+_TRIES = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KnapsackPolicy:
-    """Drops head-scales by the attention to come that is lost per token freed."""
+    """Drops head-scales, or stores them coarser, by what is lost per byte freed."""
 
-    mass: NDArray[np.floating]
-    """[query_scale, layer, head, source_scale]: mean attention mass; NaN counts as none."""
-    exponent: float = DEFAULT_EXPONENT
-    weights: NDArray[np.floating] | None = None
-    """[query_scale]: what a query scale counts; None: by its queries."""
+    measurements: Measurements
+    score: Literal["output", "mass"] = "output"
+    """What a loss is: change of attention's output, or attention mass."""
+    uncond: float = 0.44
+    """What the unconditional row counts beside the conditional one: ((cfg - 1) / cfg)² at a guidance of 3."""
+    exponent: float = 1.25
+    """Of the bytes that a loss is divided by: 1 is loss per byte, more prefers to free large pieces."""
+    late: float = 0.0
+    """A query scale counts by its queries to this power: 0, all scales alike, as a bit that is wrong early changes all
+    that comes after it; 1, all queries alike."""
+    codecs: str = MODEL
+    """Codecs for all but the sinks, finest first, joined by +, as in int4+k4v2."""
 
     name: ClassVar[str] = "knapsack"
     frees_memory: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ("output_error", "attention_mass")
+    default_sinks: ClassVar[int | None] = 1
+
+    @classmethod
+    def of_mass(cls, mass: NDArray[np.floating], *, exponent: float = 1.5, late: float = 1.0) -> Self:
+        """By attention mass alone, [query_scale, layer, head, source_scale], as a trace has it."""
+        measured = Measurements(attention_mass=np.asarray(mass, np.float64))
+        return cls(measured, "mass", exponent=exponent, late=late)
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.coded if name not in NOISE]
+        if unknown:
+            raise UnknownNameError("KV codec", unknown[0], NOISE)
+        sizes = [CODECS[name].bytes_per_token(128, rows=1, dtype_bytes=_DTYPE_BYTES) for name in self.coded]
+        if sizes != sorted(set(sizes), reverse=True):
+            raise OptionError(f"policy knapsack: codecs={self.codecs!r}; expected each coarser than the one before it")
+
+    @property
+    def coded(self) -> tuple[str, ...]:
+        """Names of the codecs, finest first."""
+        return tuple(self.codecs.split("+"))
 
     def plan(
         self,
@@ -50,92 +84,89 @@ class KnapsackPolicy:
         sink_scales: int | None = None,
         pins: NDArray[np.int16] | None = None,
     ) -> PruningSchedule:
-        """The schedule whose peak, after every step, is within the budget; sink_scales None: the first only.
+        """The schedule whose bytes, after every step, are within the budget; sink_scales None: the first only.
 
         Raises BudgetError with the minimum if sinks and pins alone exceed it, OrdersError for scores of another shape.
         """
-        sinks = min(1, scales.num_scales - 1) if sink_scales is None else sink_scales
+        sinks = min(self.default_sinks or 0, scales.num_scales - 1) if sink_scales is None else sink_scales
         check_sink_scales(sinks, scales)
         feasible = check_budget(budget, scales, sinks)
-        shape = (scales.num_scales, config.num_layers, config.num_heads, scales.num_scales)
-        if self.mass.shape != shape:
-            raise OrdersError(f"the attention mass has shape {list(self.mass.shape)}; this run needs {list(shape)}")
         pins = no_pins(config, scales) if pins is None else pins
         check_pins(pins, config, scales, sinks)
-        drop_step = self._spent(budget_tokens(feasible, config, scales), config, scales, sinks, pins)
-        weights = {} if self.weights is None else {"weights": [float(weight) for weight in self.weights]}
-        provenance = {"exponent": self.exponent} | weights
-        return PruningSchedule(drop_step, config.name, scales, sinks, self.name, budget, provenance)
+        limit = budget_tokens(feasible, config, scales) * int(bytes_of((MODEL,), config.head_dim, dtype_bytes=2)[0])
+        schedule = self._within(limit, config, scales, sinks, pins, budget)
+        return schedule if self.codecs == MODEL else self._allocated(schedule, limit, config, scales, sinks, pins)
 
-    def _spent(
-        self, limit: int, config: ModelConfig, scales: ScaleSchedule, sinks: int, pins: NDArray[np.int16]
-    ) -> NDArray[np.int16]:
-        """Go through the run step by step and drop what is worth least whenever more than `limit` is held."""
-        tokens, num_layers = np.array(scales.tokens), config.num_layers
-        paid = self._paid(scales)
-        # [query_scale, ...]: what all query scales after it pay.
-        later = np.flip(np.cumsum(np.flip(paid, axis=0), axis=0), axis=0) - paid
-        price = tokens.astype(np.float64) ** self.exponent
-        drop_step = keep_everything(config, scales)
-        drop_step[pins != FREE] = pins[pins != FREE]
-        held = np.zeros(drop_step.shape, dtype=np.bool_)
-        able = np.broadcast_to(np.arange(scales.num_scales) >= sinks, drop_step.shape) & (pins == FREE)
-        for query_scale in range(scales.num_scales - 1):
-            for layer in range(num_layers):
-                step = query_scale * num_layers + layer
-                held[layer, :, query_scale] = True
-                held &= (drop_step > step) | (drop_step == num_layers * scales.num_scales - 1)
-                excess = int((held.sum(axis=(0, 1)) * tokens).sum()) - limit
-                if excess <= 0:
-                    continue
-                worth = later[query_scale].copy()
-                worth[layer + 1 :] += paid[query_scale, layer + 1 :]
-                chosen = _cheapest(worth / price, held & able, tokens, excess)
-                if chosen is None:
-                    raise _too_little(excess + limit, limit, step, config, scales)
-                drop_step[chosen] = step
-                held &= ~chosen
-        return drop_step
+    def _allocated(
+        self,
+        schedule: PruningSchedule,
+        limit: int,
+        config: ModelConfig,
+        scales: ScaleSchedule,
+        sinks: int,
+        pins: NDArray[np.int16],
+    ) -> PruningSchedule:
+        """The same, whose pools together are within the limit: each codec's has its own peak, at its own step."""
+        aim = limit
+        for _ in range(_TRIES):
+            allocated = schedule.capacity_bytes(config.head_dim, rows=1, dtype_bytes=_DTYPE_BYTES)
+            if allocated <= limit:
+                return schedule
+            aim = int(aim * min(0.99, limit / allocated))
+            schedule = self._within(aim, config, scales, sinks, pins, schedule.budget)
+        raise BudgetError(
+            f"policy knapsack finds no plan with codecs {self.codecs} whose pools fit {limit:,} bytes a row; "
+            "give one codec, or raise the budget",
+            minimum=1.0,
+        )
 
-    def _paid(self, scales: ScaleSchedule) -> NDArray[np.float64]:
-        """What each query scale pays to each head-scale, weighted: [query_scale, layer, head, source_scale]."""
-        queries = np.array(scales.tokens, np.float64)
-        weights = queries / queries.sum() if self.weights is None else np.asarray(self.weights, np.float64)
-        paid: NDArray[np.float64] = np.nan_to_num(np.asarray(self.mass, np.float64)) * weights[:, None, None, None]
+    def _within(
+        self,
+        limit: int,
+        config: ModelConfig,
+        scales: ScaleSchedule,
+        sinks: int,
+        pins: NDArray[np.int16],
+        budget: float | None,
+    ) -> PruningSchedule:
+        start = keep_everything(config, scales)
+        start[pins != FREE] = pins[pins != FREE]
+        able = np.broadcast_to(np.arange(scales.num_scales) >= sinks, start.shape) & (pins == FREE)
+        spent = spend(self._costs(config, scales), start, able, scales, limit=limit, sinks=sinks)
+        codec, codecs = self._stored(spent, sinks)
+        provenance = {"parameters": parameters(self), "loss": float(f"{spent.loss:.6g}")}
+        return PruningSchedule(
+            spent.drop_step, config.name, scales, sinks, self.name, budget, provenance, codec=codec, codecs=codecs
+        )
+
+    def _stored(self, spent: Spent, sinks: int) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
+        """As a schedule tells it: with the sinks in the model's dtype."""
+        if self.codecs == MODEL:
+            return None, ()
+        codecs = self.coded if self.coded[0] == MODEL else (MODEL, *self.coded)
+        codec = spent.codec + (len(codecs) - len(self.coded))
+        codec[:, :, :sinks] = 0
+        return codec.astype(np.uint8), codecs
+
+    def _costs(self, config: ModelConfig, scales: ScaleSchedule) -> Costs:
+        return Costs(
+            self._paid(config, scales),
+            bytes_of(self.coded, config.head_dim, dtype_bytes=_DTYPE_BYTES),
+            noise_of(self.coded),
+            int(bytes_of((MODEL,), config.head_dim, dtype_bytes=_DTYPE_BYTES)[0]),
+            self.exponent,
+        )
+
+    def _paid(self, config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.float64]:
+        """What each query scale loses without each head-scale, weighted: [query_scale, layer, head, source_scale]."""
+        names = {"output": "output_error", "mass": "attention_mass"}
+        lost = getattr(self.measurements, names[self.score])
+        shape = (scales.num_scales, config.num_layers, config.num_heads, scales.num_scales)
+        if lost is None or lost.shape != shape:
+            found = "is not there" if lost is None else f"has shape {list(lost.shape)}"
+            raise OrdersError(f"{names[self.score]} {found}; this run needs {list(shape)}")
+        uncond = getattr(self.measurements, f"{names[self.score]}_uncond")
+        both = np.nan_to_num(lost) + (0.0 if uncond is None else self.uncond * np.nan_to_num(uncond))
+        weights = np.array(scales.tokens, np.float64) ** self.late
+        paid: NDArray[np.float64] = both * (weights / weights.sum())[:, None, None, None]
         return paid
-
-
-def _cheapest(
-    worth: NDArray[np.float64], able: NDArray[np.bool_], tokens: NDArray[np.int64], excess: int
-) -> NDArray[np.bool_] | None:
-    """The least worthy of what can be dropped, just enough to free `excess` tokens; None: all of it is not enough.
-
-    What is chosen but not needed, because something larger came after it, is kept: the most worthy first.
-    """
-    places = np.flatnonzero(able)
-    order = places[np.argsort(worth.ravel()[places], kind="stable")]
-    freed = tokens[order % len(tokens)]
-    total = np.cumsum(freed)
-    if not len(total) or total[-1] < excess:
-        return None
-    count = int(np.searchsorted(total, excess)) + 1
-    taken, spare = order[:count].tolist(), int(total[count - 1]) - excess
-    kept = set()
-    for place in reversed(taken[:-1]):
-        size = int(tokens[place % len(tokens)])
-        if size <= spare:
-            kept.add(place)
-            spare -= size
-    chosen = np.zeros(able.size, dtype=np.bool_)
-    chosen[[place for place in taken if place not in kept]] = True
-    return chosen.reshape(able.shape)
-
-
-def _too_little(needed: int, limit: int, step: int, config: ModelConfig, scales: ScaleSchedule) -> BudgetError:
-    history = scales.history_tokens * config.num_layers * config.num_heads
-    place = f"scale {step // config.num_layers}, layer {step % config.num_layers}"
-    return BudgetError(
-        f"the budget allows {limit:,} head-tokens, sinks and pins alone need about {needed:,} after {place}; "
-        "clear pins, lower the sink scales, or raise the budget",
-        minimum=needed / history,
-    )

@@ -1,9 +1,10 @@
 """SnapKV: what a window of queries attends to stays.
 
-Source: Li et al., arXiv 2404.14469 (default kernel and pooling as in kvpress's port). Deviations, as no port to
-next-scale images is published: the window is ScaleKV's grid of queries spread over the current map, not its last
-queries, which are the bottom of the picture; the tokens of the window compete like all others, since an image's next
-scale is no continuation of them. Softmax over all candidates, mean over the window, average pooling along the cache.
+Source: Li et al., arXiv 2404.14469 (default kernel and pooling as in kvpress's port). Deviations, as no port to next-
+scale images is published: the window is ScaleKV's grid of queries spread over the current map, not its last queries,
+which are the bottom of the picture; the tokens of the window compete like all others, since an image's next scale is
+no continuation of them. Softmax over all candidates, mean over the window, average pooling along the cache. No sinks,
+as in the paper.
 """
 
 from __future__ import annotations
@@ -29,9 +30,15 @@ class SnapKVPolicy(TokenPolicy):
     """Width of the pooling along the cache; 1: none."""
 
     name: ClassVar[str] = "snapkv"
+    default_sinks: ClassVar[int | None] = 0
 
     def scores(self, seen: Seen) -> Tensor:
-        # Deferred: planning needs no torch.
-        from heatkv.seen import pooled
+        return observed(seen, window=self.window, kernel=self.kernel)
 
-        return pooled(seen.chances(seen.grid_queries(self.window)).mean(2), self.kernel, "mean")
+
+def observed(seen: Seen, *, window: int, kernel: int) -> Tensor:
+    """Attention of a grid of `window` queries, their mean, smoothed along the cache: [R, G, T]."""
+    # Deferred: planning needs no torch.
+    from heatkv.seen import pooled
+
+    return pooled(seen.chances(seen.grid_queries(window)).mean(2), kernel, "mean")

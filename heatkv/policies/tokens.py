@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from heatkv.online import OnlinePlan, fitted, mean_capacity
 from heatkv.policies import Rows, parameters
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -28,6 +30,8 @@ class TokenPolicy:
     shares_layer: ClassVar[bool] = False
     floor: ClassVar[float] = 0.0
     carries: ClassVar[bool] = False
+    instead_of_needs: ClassVar[str | None] = None
+    """A parameter that, where it is given, takes the place of what the policy needs."""
     default_sinks: ClassVar[int | None] = None
     """Sink scales where the user says nothing; None: the model's."""
 
@@ -45,17 +49,20 @@ class TokenPolicy:
         """The plan whose peak, after every step, is within the budget. Raises BudgetError with the minimum."""
         sinks = sink_scales
         if sinks is None:
-            sinks = config.sink_scales if self.default_sinks is None else self.default_sinks
+            usual = config.sink_scales if self.default_sinks is None else self.default_sinks
+            sinks = min(usual, scales.num_scales - 1)
         return fitted(
             self,
-            lambda mean: self.capacities(mean, config, scales),
+            lambda mean: self.capacities(mean, config, scales, sinks),
             config,
             scales,
             budget=budget,
-            sink_scales=min(sinks, scales.num_scales - 1),
+            sink_scales=sinks,
         )
 
-    def capacities(self, mean: float, config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.float64]:
+    def capacities(
+        self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int
+    ) -> NDArray[np.float64]:
         """Tokens that each head may keep, [query_scale, layer, head], if the mean head keeps `mean`."""
         return mean_capacity(mean, config, scales)
 
@@ -66,3 +73,15 @@ class TokenPolicy:
     def scores(self, seen: Seen) -> Tensor:
         """Of every candidate, [R, G, T]: the highest stay."""
         raise NotImplementedError
+
+
+@functools.cache
+def spread_order(count: int) -> NDArray[np.int64]:
+    """[count]: a rank for each place, such that the places of the lowest few ranks, however few, lie far apart.
+
+    Ranks of the fractions of multiples of the golden ratio. Read-only: it is cached.
+    """
+    fractions = np.arange(count) * 0.6180339887498949 % 1
+    order = fractions.argsort(kind="stable").argsort(kind="stable")
+    order.flags.writeable = False
+    return order

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvscope import options
 from kvscope.arguments import whole
 from kvscope.errors import UsageError
-from kvscope.narration import print_data
+from kvscope.narration import narrate, print_data
 from kvscope.units import printable
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what the largest differences are of (default: %(default)s)",
     )
     add("--largest", type=whole, default=10, metavar="N", help="how many of them to say (default: %(default)s)")
+    add("--lpips", action="store_true", help="also LPIPS of the pictures, where its package and weights are at hand")
     options.json_option(parser)
 
 
@@ -67,6 +69,8 @@ def run(args: argparse.Namespace) -> int:
             compare(traces[0], trace, (summaries[0], summary))
             for trace, summary in zip(traces[1:], summaries[1:], strict=True)
         ]
+        if args.lpips:
+            comparisons = _with_lpips(traces, comparisons)
         held = [(one, condition) for one in comparisons for condition in conditions if condition.holds(one)]
         if args.json:
             print_data(json.dumps(_record(args, traces, comparisons, held), indent=2, allow_nan=False))
@@ -76,6 +80,22 @@ def run(args: argparse.Namespace) -> int:
         line = f"{one.b.trace}: {condition.text} holds: {condition.found(one)}"
         sys.stderr.write(f"kvscope: {printable(line)}\n")
     return CONDITION_HOLDS if held else 0
+
+
+def _with_lpips(traces: list[Trace], comparisons: list[Comparison]) -> list[Comparison]:
+    """The same, with LPIPS of the pictures that are compared; why there is none is narrated."""
+    from kvscope.lpips import lpips, unavailable
+
+    reason = unavailable()
+    if reason is not None:
+        narrate(f"LPIPS is not measured: {reason}")
+        return comparisons
+    measured = []
+    for trace, one in zip(traces[1:], comparisons, strict=True):
+        a, b = traces[0].image, trace.image
+        value = None if one.likeness.reason is not None or a is None or b is None else lpips(a, b)
+        measured.append(replace(one, likeness=replace(one.likeness, lpips=value)))
+    return measured
 
 
 def _text(args: argparse.Namespace, traces: list[Trace], comparisons: list[Comparison]) -> str:

@@ -79,6 +79,21 @@ def run_request(args: argparse.Namespace) -> int:
     return _ask(args, args.verb)
 
 
+def revise_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", nargs="?", metavar="TARGET", help=TARGET_HELP)
+    parser.add_argument("--schedule", type=Path, required=True, metavar="FILE", help="the schedule to go on with")
+    options.json_option(parser)
+
+
+def run_revise(args: argparse.Namespace) -> int:
+    """Let a run go on with another schedule."""
+    # Deferred: numpy.
+    from heatkv.schedule import PruningSchedule
+
+    sha256 = PruningSchedule.load(args.schedule).content_hash
+    return _ask(args, "revise", schedule=os.path.abspath(args.schedule), sha256=sha256)  # noqa: PTH100 - a link stays
+
+
 def run_submit(args: argparse.Namespace) -> int:
     """Hand a job to a process that stays."""
     job = options.job_of(args)
@@ -110,6 +125,12 @@ VERBS: dict[str, Verb] = {
         target_options,
         "end a run after the current scale, without a picture; a process that waits for a job ends",
         "kvscope control stop run.h5",
+    ),
+    "revise": Verb(
+        run_revise,
+        revise_options,
+        "go on with another schedule from the next scale on; what has left the cache cannot come back",
+        "kvscope control revise run.h5 --schedule edited.json",
     ),
     "submit": Verb(
         run_submit,

@@ -13,7 +13,7 @@ from kvscope.narration import narrate, print_data
 from kvscope.units import fraction_text
 
 if TYPE_CHECKING:
-    from kvscope.fidelity import Fidelity
+    from kvscope.fidelity import Fidelity, Line
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -61,16 +61,19 @@ def run(args: argparse.Namespace) -> int:
 
 def fidelity_text(found: Fidelity) -> str:
     """How many trials, in what range, and how well the estimate ranks and predicts them."""
-    from kvscope.fidelity import BAND
-
     prompts = len({trial.prompt for trial in found.trials})
     lines = [
         f"{found.model}: {len(found.trials)} trials on {prompts} runs, losing {fraction_text(found.least)} to "
         f"{fraction_text(found.most)} of attention (est.)"
     ]
     for measure, line in found.lines.items():
-        lines.append(
-            f"{measure:<6} rank correlation {line.rank_correlation:.3f}; band ×/÷ {10 ** (BAND * line.spread):.2f}, "
-            f"meant to hold 80 % of prompts left out, holds {fraction_text(found.coverage(measure), absent='unknown')}"
-        )
+        held = fraction_text(found.coverage(measure), absent="unknown")
+        width = f"{_width_text(line, found.least)} at the least loss, {_width_text(line, found.most)} at the most"
+        lines.append(f"{measure:<6} rank correlation {line.rank_correlation:.3f}; band {width}")
+        lines.append(f"       meant to hold 80 % of prompts left out, holds {held}")
     return "\n".join(lines)
+
+
+def _width_text(line: Line, lost: float) -> str:
+    low, high = line.edges(lost)
+    return f"×{10**low:.2f} to ×{10**high:.2f}"

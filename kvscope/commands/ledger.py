@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from kvscope.ledger import Ledger
 
-_PLANNED_BY = ("resolution", "policy", "budget", "orders", "schedule", "sink_scales", "cfg")
+_PLANNED_BY = ("resolution", "policy", "budget", "orders", "schedule", "sink_scales", "kv_codec", "cfg")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,6 +76,7 @@ def _recorded(args: argparse.Namespace) -> Ledger:
 
 def _planned(args: argparse.Namespace) -> Ledger:
     # Deferred: numpy.
+    from heatkv.codecs import MODEL
     from heatkv.config import model_config
     from heatkv.schedule import PruningSchedule
     from kvscope.job import DTYPE_BYTES, Job
@@ -94,6 +95,7 @@ def _planned(args: argparse.Namespace) -> Ledger:
         orders=None if args.orders is None else str(args.orders),
         schedule=None if args.schedule is None else str(args.schedule),
         sink_scales=args.sink_scales,
+        kv_codec=args.kv_codec or MODEL,
         cfg=guidance,
         dtype=args.dtype,
     )

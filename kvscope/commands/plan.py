@@ -149,7 +149,9 @@ def _ground(schedule: Any, args: argparse.Namespace) -> Ground:  # Any: PruningS
 
     config = model_config(schedule.model)
     rows = 1 if args.cfg == 1 else 2
-    ground = Ground(config, schedule.scales, config.kv_bytes_per_token(dtype_bytes=DTYPE_BYTES[args.dtype], rows=rows))
+    dtype_bytes = DTYPE_BYTES[args.dtype]
+    per_token = config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
+    ground = Ground(config, schedule.scales, per_token, dtype_bytes=dtype_bytes)
     orders = args.orders or bundled_orders(config)
     return ground if orders is None else replace(ground, orders=_orders(orders, ground))
 
@@ -211,7 +213,7 @@ def draft_text(draft: Draft) -> str:
         [
             f"policy          {schedule.policy}",
             f"budget          {fraction_text(draft.budget, absent='none')}",
-            f"peak (est.)     {bytes_text(peak * draft.ground.bytes_per_token)}, {head_tokens_text(peak)}",
+            f"peak (est.)     {bytes_text(draft.ground.peak_bytes(schedule))}, {head_tokens_text(peak)}",
             f"pins            {draft.num_pins:,}",
             f"schedule        {schedule.content_hash[:12]}",
         ]
@@ -239,7 +241,7 @@ def _record(draft: Draft, plan: PlanFile | None) -> dict[str, Any]:  # Any: JSON
         "budget": draft.budget,
         "pins": draft.num_pins,
         "peak_tokens": draft.schedule.peak_tokens,
-        "peak_bytes": draft.schedule.peak_tokens * draft.ground.bytes_per_token,
+        "peak_bytes": draft.ground.peak_bytes(draft.schedule),
         "tag": "estimated",
     }
     if plan is not None:

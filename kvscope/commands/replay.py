@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope.arguments import fraction, whole
 from kvscope.errors import OutputError, UsageError
 from kvscope.narration import narrate, print_data
+from kvscope.options import codec_option
 from kvscope.units import bytes_text, fraction_text, printable
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=fraction, metavar="B", help="of the policy: peak of the cached tokens, of the history's")
     add("--orders", type=Path, metavar="FILE", help="of the policy: head orders, or a calibration")
     add("--sink-scales", type=whole, metavar="N", help="of the policy: first scales that are never evicted")
+    codec_option(parser)
     run_options(parser)
 
 
@@ -54,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("replay under what? give --schedule FILE, or --policy P with --budget B")
     with Trace.open(args.trace) as parent:
         job = _job(args, parent.header.job)
+    if args.kv_codec is not None:
+        job = replace(job, kv_codec=args.kv_codec)
     return run_and_tell(args, job, args.trace, plan_job(job).schedule.content_hash)
 
 

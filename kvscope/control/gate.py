@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ from kvscope.units import seconds_text
 
 if TYPE_CHECKING:
     from heatkv.probe import RunStart, ScaleInfo, StepInfo
+    from heatkv.schedule import PruningSchedule
 
 MOST_WAITING = 8
 """Jobs that may wait for their turn."""
@@ -47,12 +48,23 @@ _PICTURE = "all scales are done and the picture is being made"
 _NO_JOB = "no job is running"
 
 Log = Callable[[str], None]
+Revised = Callable[["PruningSchedule", str], None]
+"""Told of a schedule that is in force from the next scale on, and the content hash of the one that was asked for."""
 Check = Callable[[Submit], None]
 """Raises a KVScopeError or HeatKVError for a job that could not be run."""
 
 
 class _Not(Exception):  # noqa: N818 - an answer, not an error
     """Why a request is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Revision:
+    """A schedule that is put in force before a query scale."""
+
+    query_scale: int
+    schedule: PruningSchedule
+    asked_sha256: str
 
 
 class Gate:
@@ -73,11 +85,15 @@ class Gate:
         self._hold = self._stop = self._is_waiting = self._is_over = False
         self._tasks: deque[Submit] = deque()
         self._log: Log = lambda _: None
+        self._start: RunStart | None = None
+        self._in_force: PruningSchedule | None = None
+        self._revised: Revised | None = None
+        self._pending: _Revision | None = None
 
     @property
     def commands(self) -> tuple[str, ...]:
         """The kinds of request that make sense here."""
-        always = (Pause.kind, Resume.kind, Step.kind, Stop.kind)
+        always = (Pause.kind, Resume.kind, Step.kind, Stop.kind, Revise.kind)
         return always if self._check is None else (*always, Submit.kind)
 
     @property
@@ -102,7 +118,7 @@ class Gate:
             case Submit():
                 return self._submit(request)
             case Revise():
-                raise _Not("a schedule cannot be revised by this version; submit a job with it")
+                return self._revise(request)
         with self._changed:
             match request:
                 case Pause():
@@ -174,6 +190,44 @@ class Gate:
         self._set(message=words)
         return words
 
+    def _revise(self, request: Revise) -> str:
+        # Deferred: numpy, which a gate needs for nothing else; and without the lock, as the file may be slow to read.
+        from heatkv.schedule import PruningSchedule
+
+        wanted = PruningSchedule.load(request.schedule)
+        if wanted.content_hash != request.sha256:
+            raise _Not(f"{request.schedule} is not the schedule that was reviewed; review it anew")
+        with self._changed:
+            self._check_runs()
+            scale = self._next_scale()
+            self._pending = _Revision(scale, self._checked(wanted, scale), request.sha256)
+            words = f"it goes on with the schedule from scale {scale} on"
+            self._set(message=words if not self._hold or self._is_waiting else f"it pauses {_AFTER}; {words}")
+        return words
+
+    def _next_scale(self) -> int:
+        """The first scale that a revision can still reach."""
+        now = self._progress.query_scale
+        if self._start is None or now is None:
+            raise _Not("its model is loading; ask again when it runs" if self._start is None else _PICTURE)
+        scale = now if self._is_waiting else now + 1
+        if scale >= self._progress.num_scales:
+            raise _Not("it computes its last scale; submit a job with the schedule")
+        return scale
+
+    def _checked(self, wanted: PruningSchedule, scale: int) -> PruningSchedule:
+        """What the run will obey. Raises ScheduleError if it cannot, _Not if it is none to be revised."""
+        # Deferred: numpy, as in _revise.
+        from heatkv.revision import check_room, revised
+
+        start = self._start
+        if start is None or start.revise is None or self._revised is None or self._in_force is None:
+            raise _Not("its schedule cannot be revised: it is forced to repeat another, or its policy decides online")
+        one = revised(self._in_force, wanted, scale)
+        token_bytes = 2 * start.head_dim * start.dtype_bytes * start.rows
+        check_room(one, scale, capacity_tokens=start.capacity_tokens, bytes_per_token=token_bytes)
+        return one
+
     def _submit(self, task: Submit) -> str:
         if self._check is None:
             raise _Not("this run ends with its job; start one with `kvscope run --keep`")
@@ -214,21 +268,23 @@ class Gate:
         """A job begins that will write this trace."""
         with self._changed:
             self._layer, self._log = None, lambda _: None
+            self._start = self._in_force = self._revised = self._pending = None
             path = os.path.abspath(trace)  # noqa: PTH100 - a link stays a link
             state: State = "stopping" if self._stop else "loading"
             self._progress = Progress(state, path, message=message, waiting=len(self._tasks))
         self.on_change()
 
-    def recording(self, run_id: str, log: Log) -> None:
-        """The job's trace has this id, and takes log lines."""
+    def recording(self, run_id: str, log: Log, revised: Revised | None = None) -> None:
+        """The job's trace has this id, and takes log lines, and revised schedules; None: it may not be revised."""
         with self._changed:
-            self._log = log
+            self._log, self._revised = log, revised
             self._set(run_id=run_id)
         self.on_change()
 
     def run_started(self, start: RunStart) -> None:
         with self._changed:
             state: State = "stopping" if self._stop else "running"
+            self._start, self._in_force = start, getattr(start, "schedule", None)
             self._set(state, query_scale=0, num_scales=start.scales.num_scales)
         self._pass()
 
@@ -280,6 +336,22 @@ class Gate:
         if self._stop:
             self._log(STOPPED)
             raise RunStopped(STOPPED)
+        self._go_on_revised()
+
+    def _go_on_revised(self) -> None:
+        """Put the schedule in force that waits for this scale, if one does."""
+        with self._changed:
+            pending, start = self._pending, self._start
+            if pending is None or pending.query_scale != self._progress.query_scale:
+                return
+            assert start is not None  # else it was refused
+            assert start.revise is not None
+            assert self._revised is not None
+            self._in_force = start.revise(pending.schedule, pending.query_scale)
+            self._revised(self._in_force, pending.asked_sha256)
+            self._pending = None
+            self._set(message="")
+        self._log(f"revised by a viewer: from scale {pending.query_scale} on schedule {pending.asked_sha256[:12]}")
 
     def _wait(self) -> None:
         self._log(f"paused by a viewer, {self._held()}")

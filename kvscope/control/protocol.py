@@ -122,10 +122,18 @@ class Submit(Message):
 
 @dataclass(frozen=True, slots=True)
 class Revise(Message):
-    """Put another schedule in force; reserved, this version refuses it."""
+    """Go on with another schedule, from the next scale on."""
 
     kind = "revise"
-    schedule: Record
+    schedule: str
+    """Its file, as `kvscope plan` writes it; an absolute path."""
+    sha256: str
+    """Content hash of what was reviewed: a file that holds something else by now is refused."""
+
+    def __post_init__(self) -> None:
+        is_whole = os.path.isabs(self.schedule)  # noqa: PTH117 - as in Submit
+        if not is_whole or "\0" in self.schedule or not _is_writable(self.schedule):
+            raise ProtocolError(f"revise: {self.schedule!r:.80} is no absolute path; the run may be in another folder")
 
 
 @dataclass(frozen=True, slots=True)

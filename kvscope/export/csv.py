@@ -16,16 +16,11 @@ import numpy as np
 
 from kvscope.analysis import ScaleSummary, StepPlace
 from kvscope.export.content import HEAD_SCALE_TABLES, ROW_TABLES
-from kvscope.export.values import unit_of
+from kvscope.export.values import Cell, harmless, unit_of
 from kvscope.format import LEVELS, TABLES, decode_text
 
 if TYPE_CHECKING:
     from kvscope.export.content import Content
-
-Cell = str | int | float | None
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a text begins that a spreadsheet would run."""
 
 
 def write(content: Content, part: Path) -> None:
@@ -48,7 +43,7 @@ def _write(path: Path, titles: Sequence[str], rows: Iterable[Sequence[Cell]]) ->
     with path.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(titles)
-        writer.writerows([_harmless(cell) for cell in row] for row in rows)
+        writer.writerows([harmless(cell) for cell in row] for row in rows)
 
 
 def _facts(content: Content) -> Iterator[tuple[str, Cell]]:
@@ -125,8 +120,3 @@ def _cell(name: str, value: np.generic | np.ndarray[tuple[int], np.dtype[np.byte
 
 def _number(value: float) -> float | None:
     return None if value != value else value
-
-
-def _harmless(cell: Cell) -> Cell:
-    """A text that a spreadsheet shows and does not run: a trace may come from anybody."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell

@@ -6,6 +6,12 @@ import json
 import math
 from typing import Any
 
+Cell = str | int | float | None
+"""What a cell of a CSV file holds; None: nothing was measured."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How a text begins that a spreadsheet would run."""
+
 _UNITS = (
     ("bytes", "bytes"),
     ("seconds", "s"),
@@ -20,6 +26,11 @@ _EXACTLY = {"height": "tokens", "width": "tokens"}
 def unit_of(name: str) -> str:
     """The unit of a number of this name; `1`: it has none, as a count, a fraction or an index."""
     return _EXACTLY.get(name) or next((unit for ending, unit in _UNITS if name.endswith(ending)), "1")
+
+
+def harmless(cell: Cell) -> Cell:
+    """A text that a spreadsheet shows and does not run: a trace may come from anybody."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def json_text(value: Any) -> str:  # Any: a JSON value, or one with numbers that JSON lacks

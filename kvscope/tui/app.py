@@ -187,6 +187,7 @@ class KVScopeApp(App[None]):
             self._read_back(message.snapshot)
         elif message.feed is self._feed:
             self._newest = message.snapshot
+            self._read_back(message.snapshot)
             if self._view.paused and self._view.snapshot is not None:
                 behind = message.snapshot.scales_done - self._view.snapshot.scales_done
                 self._show(replace(self._view, behind=behind))
@@ -263,7 +264,10 @@ class KVScopeApp(App[None]):
         applied, before = message.applied, self._view.applied
         self._show(replace(self._view, applied=applied))
         if applied.refused:
-            self.say(f"nothing runs: {applied.refused}", bad=True)
+            self.say(f"nothing {'changes' if applied.mode == 'revise' else 'runs'}: {applied.refused}", bad=True)
+        elif applied.mode == "revise":
+            if before is None or before.where != applied.where:
+                self.say(applied.where)
         elif before is None or before.path != applied.path:
             self._show(replace(self._view, applied_said=()))
             self.open_other(applied.path, launched=applied.launched)
@@ -447,11 +451,13 @@ class KVScopeApp(App[None]):
         """Write what is staged as a plan file."""
         self._write(lambda editor: self._desk_of().save(self._shown, editor.state, editor.fidelity))
 
-    def apply_plan(self) -> None:
-        """Write what is staged as a plan file, and run it."""
+    def apply_plan(self, *, revise: bool = False) -> None:
+        """Write what is staged as a plan file, and run it; or let the run that is shown go on with it."""
         link, live = self._view.link, self._shown.status == "live"
         resident = link is not None and link.connected and (link.state == "idle" or live)
-        mode: Literal["free", "forced"] = "forced" if self._view.choices["mode"] == "forced" else "free"
+        mode: Literal["free", "forced", "revise"] = "forced" if self._view.choices["mode"] == "forced" else "free"
+        if revise:
+            mode = "revise"
         self._write(
             lambda editor: self._desk_of().apply(
                 self._shown,
@@ -604,7 +610,7 @@ class KVScopeApp(App[None]):
 
         read = read_back_of(applied, snapshot, self._view.edit)
         self._show(replace(self._view, applied=read))
-        if has_ended(read.status) and not has_ended(applied.status):
+        if has_ended(read.status) and not has_ended(applied.status) and read.mode != "revise":
             self._desk_of().read_back(self._shown.path, read)
         if read.as_planned is False and applied.as_planned is None:
             self.say(read.read_back, bad=True)

@@ -20,6 +20,7 @@ from textual.message import Message
 
 from heatkv.errors import HeatKVError
 from kvscope.control.client import ask
+from kvscope.control.protocol import Accepted
 from kvscope.draft import orders_path
 from kvscope.errors import KVScopeError
 from kvscope.live import Launched
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
     from kvscope.tui.editing import EditState
     from kvscope.tui.feed import Snapshot
 
-Mode = Literal["free", "forced"]
+Mode = Literal["free", "forced", "revise"]
+"""`revise`: the parent's own run goes on with it."""
 _ENDED = ("done", "failed", "cancelled", "crashed")
 _ENDING_S = 10.0
 """How long a run may take to exit once its trace is closed; one that was not waited for stays a zombie."""
@@ -221,6 +223,8 @@ def rechecked(review: Review) -> Review:
 
 def applied(snapshot: Snapshot, review: Review, *, mode: Mode, resident: bool) -> Applied:
     """The plan's run, begun: in a process of its own, or in the parent's if that is `resident`."""
+    if mode == "revise":
+        return _revised(snapshot, Applied(mode, snapshot.path, review.name, review.schedule_sha256, "the run itself"))
     stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     path = Path.cwd() / f"{snapshot.path.stem}-{mode}-{stamp}.h5"
     one = Applied(mode, path, review.name, review.schedule_sha256, "")
@@ -236,7 +240,9 @@ def applied(snapshot: Snapshot, review: Review, *, mode: Mode, resident: bool) -
 
 def read_back_of(one: Applied, snapshot: Snapshot, wanted: EditState | None) -> Applied:
     """What the run's trace says of the schedule that it obeys, beside the plan's."""
-    found = snapshot.schedule.content_hash
+    found = snapshot.plans[-1].asked_sha256
+    if one.mode == "revise" and found != one.schedule_sha256 and not has_ended(snapshot.status):
+        return replace(one, status=snapshot.status, read_back="not in force yet: it begins with the next scale")
     if found == one.schedule_sha256:
         words = f"the run obeys exactly the plan: sha256 {found[:12]}"
     else:
@@ -268,6 +274,21 @@ def has_ended(status: str) -> bool:
 def _launched(one: Applied) -> Applied:
     launched = Launched(["apply", one.plan, "--mode", one.mode, "--output", str(one.path), "--json"], one.path)
     return replace(one, launched=launched, where=f"process {launched.pid}, started by this viewer")
+
+
+def _revised(snapshot: Snapshot, one: Applied) -> Applied:
+    """Hand it to the run that records the parent, to go on with."""
+    socket = snapshot.header.control_socket
+    if socket is None:
+        return replace(one, refused="the run's trace names no socket, so it cannot be revised")
+    try:
+        schedule = PlanFile.load(Path(one.plan)).schedule_beside(Path(one.plan)).absolute()
+        reply = ask(socket, "revise", schedule=str(schedule), sha256=one.schedule_sha256).reply
+    except (KVScopeError, HeatKVError, OSError) as error:
+        return replace(one, refused=str(error))
+    if isinstance(reply, Accepted):
+        return replace(one, status=snapshot.status, where=f"the run itself: {reply.message}")
+    return replace(one, refused=f"the run refused: {getattr(reply, 'reason', 'no reason given')}")
 
 
 def _submitted(snapshot: Snapshot, one: Applied) -> Applied:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from heatkv.schedule import PruningSchedule
     from kvscope.analysis import Summary
     from kvscope.header import Header
+    from kvscope.in_force import Plans
     from kvscope.ledger import Ledger
     from kvscope.trace import Trace
 
@@ -78,7 +79,8 @@ class Snapshot:
     message: str
     committed_ns: int
     """When the trace's last commit was made, on its clock."""
-    schedule: PruningSchedule
+    plans: Plans
+    """Every schedule that the run obeyed so far."""
     steps: NDArray[np.void]
     kept_tokens: NDArray[np.integer]
     """[query_scale, layer, head, source_scale], finished query scales only; so are the next three."""
@@ -96,6 +98,11 @@ class Snapshot:
     summary: Summary
     ledger: Ledger | None
     """None: not added up yet; the next snapshot has it."""
+
+    @property
+    def schedule(self) -> PruningSchedule:
+        """The plan in force: the run's last."""
+        return self.plans[-1].schedule
 
     @property
     def scales_done(self) -> int:
@@ -264,7 +271,7 @@ def take_snapshot(path: Path, trace: Trace, before: Snapshot | None, *, with_led
         status=trace.status,
         message=trace.message,
         committed_ns=trace.committed_ns,
-        schedule=before.schedule if before else trace.schedule,
+        plans=trace.plans,
         steps=trace.steps,
         kept_tokens=trace.kept_tokens,
         read_tokens=trace.read_tokens,

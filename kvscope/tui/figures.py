@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from kvscope.in_force import bytes_held
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -16,13 +18,18 @@ if TYPE_CHECKING:
 @lru_cache(maxsize=4)
 def planned_bytes(snapshot: Snapshot) -> NDArray[np.int64]:
     """Accounted bytes after each step if the plan is obeyed: [num_steps]."""
-    return snapshot.schedule.tokens_held() * snapshot.header.bytes_per_token
+    return bytes_held(snapshot.plans, snapshot.header)
 
 
 @lru_cache(maxsize=4)
 def planned_peaks(snapshot: Snapshot) -> NDArray[np.int64]:
     """The most of `planned_bytes` within each query scale: [num_scales]."""
-    peaks: NDArray[np.int64] = planned_bytes(snapshot).reshape(-1, snapshot.schedule.num_layers).max(axis=1)
+    return byte_peaks(planned_bytes(snapshot), snapshot.schedule.num_layers)
+
+
+def byte_peaks(held_bytes: NDArray[np.int64], num_layers: int) -> NDArray[np.int64]:
+    """The most after any step of each query scale: [num_scales], of [num_steps]."""
+    peaks: NDArray[np.int64] = held_bytes.reshape(-1, num_layers).max(axis=1)
     return peaks
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from kvscope import units
+from kvscope.in_force import plan_at
 from kvscope.tui.metrics import kept_words, ranks_of, scas_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def history_of(snapshot: Snapshot, layer: int, head: int, source_scale: int) -> 
         source_scale=source_scale,
         fate=_fate(snapshot, layer, head, source_scale),
         tokens=tokens,
-        num_bytes=tokens * snapshot.header.bytes_per_token,
+        num_bytes=tokens * _token_bytes(snapshot, layer, head, source_scale),
         drop_step=int(schedule.drop_step[layer, head, source_scale]),
         num_layers=schedule.num_layers,
         scas=float(scores[layer, head]),
@@ -294,7 +295,7 @@ def _moment(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_
     return Moment(
         query_scale=query_scale,
         kept_tokens=kept,
-        kept_bytes=kept * snapshot.header.bytes_per_token,
+        kept_bytes=kept * _token_bytes(snapshot, layer, head, source_scale),
         read_tokens=read,
         mass=mass,
         mass_uncond=float(snapshot.attention_mass_uncond[place]),
@@ -305,9 +306,13 @@ def _moment(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_
     )
 
 
+def _token_bytes(snapshot: Snapshot, layer: int, head: int, source_scale: int) -> int:
+    return int(snapshot.header.bytes_of(snapshot.schedule)[layer, head, source_scale])
+
+
 def _planned(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_scale: int) -> tuple[int, int]:
-    """Tokens kept after and read at a step, by the schedule."""
-    schedule = snapshot.schedule
+    """Tokens kept after and read at a step, by the schedule that was in force."""
+    schedule = plan_at(snapshot.plans, query_scale)
     drop_step, step = int(schedule.drop_step[layer, head, source_scale]), query_scale * schedule.num_layers + layer
     is_last = source_scale == schedule.scales.num_scales - 1
     kept = not is_last and (drop_step > step or drop_step == schedule.num_steps - 1)

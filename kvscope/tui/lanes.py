@@ -85,8 +85,8 @@ class PlanFacts:
 def plan_facts(snapshot: Snapshot) -> PlanFacts:
     """The plan in force."""
     schedule, token_bytes = snapshot.schedule, snapshot.header.bytes_per_token
-    held = schedule.tokens_held()
-    peak = int(held.argmax())
+    held, held_bytes = schedule.tokens_held(), snapshot.header.bytes_held(schedule)
+    peak = int(held_bytes.argmax())
     allowed = snapshot.summary.budget_bytes
     prunable = schedule.drop_step[:, :, schedule.sink_scales : -1]
     return PlanFacts(
@@ -96,7 +96,7 @@ def plan_facts(snapshot: Snapshot) -> PlanFacts:
         heads=schedule.num_layers * schedule.num_heads,
         history_tokens=schedule.history_tokens,
         peak_tokens=int(held[peak]),
-        peak_bytes=int(held[peak]) * token_bytes,
+        peak_bytes=int(held_bytes[peak]),
         peak_place=StepPlace(*divmod(peak, schedule.num_layers)),
         head_scales=prunable.size,
         dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),
@@ -130,13 +130,6 @@ def changes(draft: Draft) -> NDArray[np.uint8]:
     found[pinned & (draft.pins != draft.ground.last_step)] = Change.PINNED_GONE
     found[..., : draft.sink_scales] = Change.SAME
     return found
-
-
-@lru_cache(maxsize=4)
-def held_peaks(schedule: PruningSchedule) -> NDArray[np.int64]:
-    """The most tokens held after any step of each query scale, over all layers and heads: [query_scale]."""
-    peaks: NDArray[np.int64] = schedule.tokens_held().reshape(-1, schedule.num_layers).max(axis=1)
-    return peaks
 
 
 def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:

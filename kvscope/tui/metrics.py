@@ -172,11 +172,11 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
     if drop_step == schedule.num_steps - 1:
         return "kept to the end of the run" if reached else "planned to be kept to the end of the run"
     if drop_step == source * schedule.num_layers + cursor.layer:
-        return f"read at its own step only, never kept: saves {_freed(snapshot, source)}"
+        return f"read at its own step only, never kept: saves {_freed(snapshot, cursor)}"
     after = f"after scale {drop_step // schedule.num_layers}, layer {drop_step % schedule.num_layers}"
     if reached and drop_step <= now:
-        return f"dropped {after}: freed {_freed(snapshot, source)}"
-    return f"will be dropped {after}: frees {_freed(snapshot, source)}"
+        return f"dropped {after}: freed {_freed(snapshot, cursor)}"
+    return f"will be dropped {after}: frees {_freed(snapshot, cursor)}"
 
 
 def _chosen(snapshot: Snapshot, cursor: Cursor, *, reached: bool) -> str:
@@ -200,12 +200,16 @@ def _part_text(snapshot: Snapshot, name: str, cursor: Cursor, count: int, *, bri
     words = units.tokens_text(tokens) if count == tokens else f"{count:,} of {units.tokens_text(tokens)}"
     if brief or name == "read":
         return words
-    return f"{words} = {units.bytes_text(count * snapshot.header.bytes_per_token)}"
+    return f"{words} = {units.bytes_text(count * _token_bytes(snapshot, cursor))}"
 
 
-def _freed(snapshot: Snapshot, source_scale: int) -> str:
-    tokens = snapshot.schedule.scales.tokens[source_scale]
-    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * snapshot.header.bytes_per_token)}"
+def _freed(snapshot: Snapshot, cursor: Cursor) -> str:
+    tokens = snapshot.schedule.scales.tokens[cursor.source_scale]
+    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * _token_bytes(snapshot, cursor))}"
+
+
+def _token_bytes(snapshot: Snapshot, cursor: Cursor) -> int:
+    return int(snapshot.header.bytes_of(snapshot.schedule)[cursor.layer, cursor.head, cursor.source_scale])
 
 
 def _place(cursor: Cursor) -> tuple[int, int, int, int]:
@@ -252,7 +256,7 @@ def _mass_per_token(snapshot: Snapshot) -> Volume:
 def _mass_per_mib(snapshot: Snapshot) -> Volume:
     """Mass over what the keys and values that were read take, for all rows."""
     per_token = volume_of(snapshot, "mass_per_token")
-    return Volume(per_token.values * (_MIB / snapshot.header.bytes_per_token), per_token.cells)
+    return Volume(per_token.values * (_MIB / snapshot.header.bytes_of(snapshot.schedule)), per_token.cells)
 
 
 def _scas(snapshot: Snapshot) -> Volume:
@@ -322,6 +326,9 @@ def _tokens_text(_snapshot: Snapshot, value: float) -> str:
 
 
 def _kept_text(snapshot: Snapshot, value: float) -> str:
+    """Tokens alone where what one takes depends on its codec."""
+    if snapshot.schedule.codec is not None:
+        return units.tokens_text(round(value))
     return f"{units.tokens_text(round(value))} = {units.bytes_text(value * snapshot.header.bytes_per_token)}"
 
 

@@ -65,11 +65,12 @@ def sum_of(snapshot: Snapshot, metric: str, selection: Selection, cursor: Cursor
     kept, volume = snapshot.kept_tokens[place], volume_of(snapshot, metric)
     values = volume.values[place][volume.cells[place] == Cell.VALUE]
     tokens = int(kept.sum(dtype=np.int64))
+    token_bytes = snapshot.header.bytes_of(snapshot.schedule)[layers, heads, cursor.source_scale]
     return SelectionSum(
         num_heads=selection.num_heads,
         kept_heads=int((kept > 0).sum()),
         kept_tokens=tokens,
-        kept_bytes=tokens * snapshot.header.bytes_per_token,
+        kept_bytes=int((kept * token_bytes).sum()),
         values=values.size,
         total=float(values.sum()),
         mean=float(values.mean()) if values.size else float("nan"),

@@ -41,6 +41,7 @@ BENCHMARKS = {
     "bytes": Benchmark("what the cache allocates and a process takes, beside the budget", 2, on_cuda=True),
     "run": Benchmark("whole generations at 0.06M: pruned, measured, recorded", 5),
     "generation": Benchmark("whole generations at 0.25M: pruned beside full", 7, on_cuda=True),
+    "policies": Benchmark("what each policy costs: a generation of infinity-tiny beside the full cache", 1),
     "capture": Benchmark("measuring attention: time, memory, exactness; generations up to 0.25M", 16, on_cuda=True),
     "recorder": Benchmark("recording a run: its cost, its rate, and how soon a reader sees it", 6),
     "trace": Benchmark("opening a trace of 2 GB beside smaller ones, and one map of it", 1),

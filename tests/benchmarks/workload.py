@@ -17,6 +17,7 @@ from torch import Tensor
 from heatkv.checkpoint import random_transformer
 from heatkv.config import ModelConfig, model_config
 from heatkv.generate import Generation, generate
+from heatkv.online import OnlinePlan
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
@@ -80,8 +81,9 @@ class Subject:
         """The same model at another resolution."""
         return Subject(self.model, self.texts, self.config.schedule_for(resolution), self.device)
 
-    def generate(self, schedule: PruningSchedule | None = None, probe: Watch | None = None) -> Generation:
-        return generate(self.model, self.texts, self.scales, schedule=schedule, seed=SEED, probe=probe)
+    def generate(self, schedule: PruningSchedule | OnlinePlan | None = None, probe: Watch | None = None) -> Generation:
+        planned, online = (None, schedule) if isinstance(schedule, OnlinePlan) else (schedule, None)
+        return generate(self.model, self.texts, self.scales, schedule=planned, online=online, seed=SEED, probe=probe)
 
     def warm_up(self) -> None:
         """The first four scales: what a process does only once is done, at little cost."""

@@ -12,6 +12,7 @@ import pytest
 
 from kvscope.cli import COMMANDS, EXIT_CODES, _parser
 from kvscope.cli_docs import page
+from kvscope.policies_docs import page as policies_page
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -19,6 +20,10 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 def test_the_command_line_page_is_made_from_the_commands() -> None:
     assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_page_of_policies_is_made_from_their_table() -> None:
+    assert (ROOT / "docs" / "policies.md").read_text(encoding="utf-8") == policies_page()
 
 
 def test_every_command_and_exit_code_is_documented() -> None:

@@ -21,8 +21,9 @@ ALLOWED = {
     "import kvscope.advisor": ("numpy",),
     "import kvscope.report, kvscope.png": ("numpy",),
     "import kvscope.plan, kvscope.calibration, kvscope.official": ("numpy", "h5py"),
+    "import kvscope.league.standings, kvscope.league.page, kvscope.league.file": ("numpy", "h5py"),
     "import kvscope.trace, kvscope.recorder, kvscope.analysis": ("numpy", "h5py"),
-    "import kvscope.runner, kvscope.progress, kvscope.live, kvscope.calibrate": (
+    "import kvscope.runner, kvscope.progress, kvscope.live, kvscope.calibrate, kvscope.league.running": (
         "numpy",
         "h5py",
         "pynvml",

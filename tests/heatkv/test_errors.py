@@ -12,6 +12,7 @@ _EXIT_CODES = {
     "OptionError": 2,
     "ScheduleError": 2,
     "OrdersError": 2,
+    "MeasurementsError": 2,
     "PromptsError": 2,
     "BudgetError": 3,
     "CheckpointError": 4,

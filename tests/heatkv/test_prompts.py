@@ -63,7 +63,22 @@ def test_a_file_without_prompts_is_one_line(tmp_path: Path, content: bytes, foun
         read_prompts(path)
 
 
-def test_a_missing_file_or_a_folder_is_one_line(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "absent.txt"):
-        with pytest.raises(PromptsError, match="cannot be read"):
-            read_prompts(path)
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PromptsError, match="cannot be read"):
+        read_prompts(tmp_path / "absent.txt")
+
+
+def test_a_folder_of_texts_is_one_prompt_a_file_by_name(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_text("a blue\nsquare\n")
+    (tmp_path / "a.txt").write_text("a red circle")
+    (tmp_path / "notes.md").write_text("no prompt")
+
+    assert read_prompts(tmp_path) == ["a red circle", "a blue square"]
+
+
+def test_a_folder_without_texts_or_with_an_empty_one_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(PromptsError, match=r"holds no \.txt"):
+        read_prompts(tmp_path)
+    (tmp_path / "a.txt").write_text(" \n")
+    with pytest.raises(PromptsError, match=r"a\.txt: holds no prompt"):
+        read_prompts(tmp_path)

@@ -300,7 +300,7 @@ class TestFile:
         [
             (lambda record: [record], "not a pruning schedule"),
             (lambda record: record | {"format": "else"}, "not a pruning schedule"),
-            (lambda record: record | {"version": 2}, "format version 2, this heatkv reads 1; upgrade"),
+            (lambda record: record | {"version": 3}, "format version 3, this heatkv reads 1 to 2; upgrade"),
             (lambda record: {key: record[key] for key in record if key != "scales"}, "lacks scales"),
             (lambda record: record | {"drop_step": [[1], [2, 3]]}, "ragged|shape"),
             (lambda record: record | {"drop_step": "steps"}, "whole numbers"),

@@ -4,12 +4,14 @@ import json
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 
 from heatkv.config import model_config
 from heatkv.errors import OutputError as HeatKVOutputError
+from heatkv.measurements import AXES
 from heatkv.orders import HeadOrders
 from heatkv.tiny.scenes import PromptError
 from kvscope import calibrate, liveness
@@ -61,7 +63,10 @@ def test_a_stopped_calibration_goes_on_and_ends_the_same(tmp_path: Path, calibra
     made = run_calibration(job(), PROMPTS, out, narrate=said.append)
 
     assert said[0] == "1 of 3 prompts were measured before; going on"
-    np.testing.assert_array_equal(made.attention_mass, Calibration.load(calibration_path).attention_mass)
+    whole = Calibration.load(calibration_path)
+    assert list(made.tables) == list(AXES)
+    for name, table in made.tables.items():
+        np.testing.assert_array_equal(table, whole.tables[name])
     assert [path.name for path in tmp_path.iterdir()] == ["scas.h5"]
 
 
@@ -73,6 +78,95 @@ def interrupted_after_one(out: Path) -> None:
     pipeline = load_pipeline(job(), model_config("infinity-tiny"), lambda _: None)
     with CalibrationFile(out, settings) as file:
         file.append(calibrate._measure(pipeline, settings, 0))
+
+
+def test_a_calibration_killed_between_two_tables_measures_that_prompt_again(
+    tmp_path: Path, calibration_path: Path
+) -> None:
+    out = tmp_path / "scas.h5"
+    interrupted_after_one(out)
+    with h5py.File(tmp_path / "scas.h5.part", "r+") as file:
+        file["selectivity"].resize(2, axis=0)
+
+    with CalibrationFile(out, calibrate._settings(job(), PROMPTS)) as half_made:
+        assert half_made.prompts_done == 1
+    made = run_calibration(job(), PROMPTS, out)
+
+    for name, table in Calibration.load(calibration_path).tables.items():
+        np.testing.assert_array_equal(made.tables[name], table)
+
+
+def test_every_measurement_is_labelled(calibration_path: Path) -> None:
+    with h5py.File(calibration_path) as file:
+        assert file.attrs["format_version"] == 2
+        assert set(file) == set(AXES)
+        for name, axes in AXES.items():
+            assert [dimension.label for dimension in file[name].dims] == ["prompt", *axes]
+            assert file[name].attrs["long_name"]
+
+
+def test_measurements_are_means_over_prompts_and_fit_the_run(calibration_path: Path) -> None:
+    calibration, config = Calibration.load(calibration_path), model_config("infinity-tiny")
+
+    every, some = calibration.measurements(), calibration.measurements([2, 0])
+
+    every.require(AXES, config, config.schedule_for())
+    assert every.provenance["prompts"] == 3
+    assert every.provenance["source"] == str(calibration_path)
+    assert every.output_error is not None
+    assert some.output_error is not None
+    table = calibration.tables["output_error"].astype(np.float64)
+    np.testing.assert_allclose(every.output_error, table.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(some.output_error, (table[0] + table[2]) / 2, rtol=1e-12)
+    seen = ~np.isnan(every.output_error)
+    np.testing.assert_array_equal(seen[:, 0, 0], np.tri(7, k=-1, dtype=bool))
+    assert (every.output_error[seen] >= 0).all()
+
+
+def test_the_mass_alone_is_the_same_and_serves_heatkv_only(tmp_path: Path, calibration_path: Path) -> None:
+    made, said = run_calibration(job(), PROMPTS, tmp_path / "mass.h5", only_mass=True), list[str]()
+    again = run_calibration(job(), PROMPTS, calibration_path, only_mass=True, narrate=said.append)
+
+    assert list(made.tables) == ["attention_mass"]
+    np.testing.assert_array_equal(made.attention_mass, again.attention_mass)
+    assert "nothing to measure" in said[0]
+    assert made.measurements().column_variance is None
+    with pytest.raises(OutputError, match="exists"):
+        run_calibration(job(), PROMPTS, tmp_path / "mass.h5")
+
+
+def test_without_guidance_nothing_is_measured_of_the_unconditional_row(tmp_path: Path) -> None:
+    made = run_calibration(job(cfg=1.0), PROMPTS[:1], tmp_path / "scas.h5")
+
+    assert set(AXES) - set(made.tables) == {"attention_mass_uncond", "output_error_uncond"}
+
+
+def test_a_calibration_of_format_1_is_still_read(tmp_path: Path, calibration_path: Path) -> None:
+    path = tmp_path / "old.h5"
+    as_format(1, calibration_path, path)
+
+    old, new = Calibration.load(path), Calibration.load(calibration_path)
+
+    assert old.scores().orders().content_hash == new.scores().orders().content_hash
+    assert old.measurements().selectivity is None
+    assert run_calibration(job(), PROMPTS, path, only_mass=True).settings == old.settings
+
+
+def test_a_calibration_of_a_later_format_says_what_to_do(tmp_path: Path, calibration_path: Path) -> None:
+    path = tmp_path / "new.h5"
+    as_format(3, calibration_path, path)
+
+    with pytest.raises(TraceFormatError, match="calibration format 3, this kvscope reads 1–2; upgrade kvscope"):
+        Calibration.load(path)
+
+
+def as_format(version: int, calibration: Path, out: Path) -> None:
+    """A copy as format 1 was, which held the mass and did not say so, with another version number."""
+    with h5py.File(calibration) as file, h5py.File(out, "w") as old:
+        file.copy("attention_mass", old)
+        settings = json.loads(file.attrs["settings"])
+        del settings["measurements"]
+        old.attrs.update({"format": file.attrs["format"], "format_version": version, "settings": json.dumps(settings)})
 
 
 def test_a_half_made_file_of_other_settings_is_not_mixed_in(tmp_path: Path) -> None:
@@ -144,7 +238,7 @@ def test_two_calibrations_never_share_a_file(tmp_path: Path, overwrite: bool) ->
     with CalibrationFile(out, settings) as first:
         with pytest.raises(OutputError, match=r"scas\.h5\.part: another process measures into it"):
             CalibrationFile(out, settings, overwrite=overwrite)
-        first.append(np.zeros(settings.mass_shape, np.float32))
+        first.append({name: np.zeros(settings.shape(name), np.float32) for name in settings.measurements})
         assert first.prompts_done == 1
 
     with CalibrationFile(out, settings) as second:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from heatkv.probe import PoolStart
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from kvscope.analysis import summarize
@@ -158,6 +159,13 @@ def test_other_bytes_per_token_are_a_note(full: Path, record: Record) -> None:
     path = record("half", start={"dtype": "bfloat16", "dtype_bytes": 2})
 
     assert "A 64 B (float32, 2 rows), B 32 B (bfloat16, 2 rows)" in notes_of(full, path)
+
+
+def test_other_codecs_are_a_note(full: Path, record: Record) -> None:
+    pools = (PoolStart("model", 64, 100), PoolStart("int4", 28, 300))
+    path = record("coded", start={"pools": pools})
+
+    assert "A stores tokens in the model's dtype, B in model and int4" in notes_of(full, path)
 
 
 def test_a_perturbed_run_beside_a_clean_one_is_a_note(full: Path, record: Record) -> None:

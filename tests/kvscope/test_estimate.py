@@ -23,6 +23,9 @@ L, H, S = CONFIG.num_layers, CONFIG.num_heads, SCALES.num_scales
 class _Header:
     bytes_per_token: int = 256
 
+    def bytes_held(self, schedule: PruningSchedule) -> NDArray[np.int64]:
+        return schedule.tokens_held() * self.bytes_per_token
+
 
 @dataclass(frozen=True)
 class Run:

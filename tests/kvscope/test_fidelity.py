@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -71,6 +72,40 @@ def test_losses_that_rounding_outweighs_do_not_bend_the_line() -> None:
     assert learnt.least >= ROUNDING
     assert len(learnt.trials) == 80
     assert learnt.predict("kl", ROUNDING / 2) is None
+
+
+def test_the_band_is_wide_where_errors_scatter_and_holds_eight_of_ten_of_other_prompts_at_every_loss() -> None:
+    generator = np.random.default_rng(1)
+    many = []
+    for index in range(1200):
+        lost = float(10 ** generator.uniform(-3, -0.5))
+        error = 10 ** ((0.05 if lost > 0.02 else 0.4) * generator.standard_normal())
+        many.append(Trial(index % 6, "random", lost, 3 * lost**1.5 * error, lost * error))
+    learnt = Fidelity.learnt("m", SIZES, [one for one in many if one.prompt < 5])
+    small, large = learnt.predict("kl", 0.002), learnt.predict("kl", 0.2)
+
+    assert small is not None
+    assert large is not None
+    assert small.high / small.low > 3 * (large.high / large.low)
+    for low, high in ((0.001, 0.01), (0.03, 0.3)):
+        fresh = [one for one in many if one.prompt == 5 and low < one.lost < high]
+        bands = [learnt.predict("kl", one.lost) for one in fresh]
+        inside = [band is not None and band.low <= one.kl <= band.high for band, one in zip(bands, fresh, strict=True)]
+        assert 0.68 <= np.mean(inside) <= 0.92  # two standard deviations of some 70 trials, and a little
+
+
+def test_a_file_of_version_1_keeps_its_band_of_one_width(tmp_path: Path) -> None:
+    record = Fidelity.learnt("m", SIZES, trials(noise=0.2)).to_json() | {"version": 1}
+    for line in record["lines"].values():
+        del line["knots"]
+    (tmp_path / "old.json").write_text(json.dumps(record))
+
+    old = Fidelity.load(tmp_path / "old.json")
+
+    for lost in (0.001, 0.05):
+        band = old.predict("kl", lost)
+        assert band is not None
+        assert band.high / band.middle == pytest.approx(10 ** (BAND * old.lines["kl"].spread))
 
 
 def test_coverage_counts_trials_in_the_band_of_all_other_prompts() -> None:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from heatkv.cache import KVCache
+from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.kernels import grouped
-from heatkv.online import OnlinePlan
+from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
@@ -48,10 +49,20 @@ def any_drops(seed: int, sinks: int) -> PruningSchedule:
     return PruningSchedule(drop_step, CONFIG.name, SCALES, sinks, "any")
 
 
+def any_codecs(seed: int) -> PruningSchedule:
+    """Any drop steps, any codecs."""
+    schedule, names = any_drops(seed, seed % 3), ("int8", "model", "int2")
+    codec = np.random.default_rng(seed).integers(0, len(names), schedule.drop_step.shape)
+    return replace(schedule, codec=codec, codecs=names)
+
+
 SCHEDULES = [
     FullPolicy().plan(CONFIG, SCALES),
     *(planned(fraction, sinks=sinks, seed=sinks) for fraction in (0.0, 0.1, 0.5, 1.0) for sinks in (1, 2)),
     *(any_drops(seed, seed % 3) for seed in range(12)),
+    *(any_codecs(seed) for seed in range(6)),
+    *(FullPolicy().plan(CONFIG, SCALES).in_codec(name) for name in CODECS),
+    *(planned(0.3, sinks=sinks, seed=9).in_codec("int4") for sinks in (1, 2)),
 ]
 
 
@@ -65,10 +76,11 @@ def test_stored_bytes_are_those_of_the_real_cache_after_every_step(schedule: Pru
         cache.store(layer, query_scale=query_scale, keys=keys, values=keys)
         held.append(cache.storage_bytes)
 
-    predicted = forecast.stored_bytes(schedule, TOKEN_BYTES, ROWS)
+    predicted = forecast.stored_bytes(schedule, CONFIG.head_dim, rows=ROWS, dtype_bytes=DTYPE_BYTES)
 
     assert predicted.tolist() == held
-    assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
+    if schedule.codec is None:
+        assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,12 @@ def choices(plan: OnlinePlan, scale: int, layer: int, counts: list[int], rng: np
 
 @pytest.mark.parametrize("policy", [WindowPolicy(), Carrying(), Sharing()], ids=lambda policy: type(policy).__name__)
 @pytest.mark.parametrize("budget", [0.1, 0.35, 0.7, 1.0])
-def test_stored_bytes_are_those_of_the_real_cache_of_an_online_policy(policy: WindowPolicy, budget: float) -> None:
-    plan, rng = policy.plan(CONFIG, SCALES, budget=budget, sink_scales=1), np.random.default_rng(0)
+@pytest.mark.parametrize("codec", ["model", "int4"])
+def test_stored_bytes_are_those_of_the_real_cache_of_an_online_policy(
+    policy: WindowPolicy, budget: float, codec: str
+) -> None:
+    plan = plan_in_codec(policy, codec, CONFIG, SCALES, budget=budget, sink_scales=1, dtype_bytes=DTYPE_BYTES)
+    rng, sizes = np.random.default_rng(0), {"rows": ROWS, "dtype_bytes": DTYPE_BYTES}
     cache = TokenCache(plan, rows=ROWS, head_dim=CONFIG.head_dim, dtype=torch.float32)
     held, accounted = [], []
     for scale, layer in np.ndindex(SCALES.num_scales, CONFIG.num_layers):
@@ -115,12 +131,15 @@ def test_stored_bytes_are_those_of_the_real_cache_of_an_online_policy(policy: Wi
                 candidates = [replace(one, carried=torch.zeros(one.tokens.shape)) for one in candidates]
             counts = {head: one.tokens.shape[2] for one in candidates for head in one.heads}
             keep = choices(plan, scale, layer, [counts[head] for head in range(CONFIG.num_heads)], rng)
-            cache.store(layer, candidates, keep)
+            cache.store(
+                layer,
+                [(one.of([at]), keep[head][:, None]) for one in candidates for at, head in enumerate(one.heads)],
+            )
         held.append(cache.storage_bytes)
         accounted.append(cache.accounted_bytes)
 
-    assert (plan.bound().tokens_held() * TOKEN_BYTES).tolist() == accounted
-    assert forecast.stored_bytes(plan.bound(), TOKEN_BYTES, ROWS).tolist() == held
+    assert plan.bound().bytes_held(CONFIG.head_dim, **sizes).tolist() == accounted
+    assert forecast.stored_bytes(plan.bound(), CONFIG.head_dim, **sizes).tolist() == held
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=list(MODELS))

@@ -106,7 +106,7 @@ def test_estimated_bytes_are_the_measured_ones_of_the_advisors_plans_too(
     full: Trace, pipeline: Pipeline, budget: float
 ) -> None:
     ground = ground_of(full.header)
-    policy = KnapsackPolicy(mean_mass([full.attention_mass]))
+    policy = KnapsackPolicy.of_mass(mean_mass([full.attention_mass]))
     schedule = policy.plan(ground.config, ground.scales, budget=budget, sink_scales=0)
 
     np.testing.assert_array_equal(estimate(full, schedule).held_bytes, measured_bytes(pipeline, schedule))

@@ -17,8 +17,8 @@ from kvscope.tui.widgets.canvas import Canvas, Part, View, paragraph, row, rule
 if TYPE_CHECKING:
     from kvscope.tui.app import KVScopeApp
 
-CONFIRMATION = "apply"
-"""What is typed before a plan of a run that is live is handed over."""
+CONFIRMATION, REVISION = "apply", "revise"
+"""What is typed before a plan of a run that is live is handed over: to run after it, or for it to go on with."""
 
 _READ_ONLY = "Read-only: there is no plan. `kvscope open TRACE --edit` opens a trace for editing."
 _CSS = """
@@ -53,23 +53,24 @@ class ApplyScreen(ModalScreen[None]):
         with Vertical(id="ask"):
             yield Canvas(apply_lines, id="words", height=apply_height)
             if needs_word(self._view):
-                yield Input(placeholder=CONFIRMATION, id="word", compact=True)
+                yield Input(placeholder=f"{REVISION} or {CONFIRMATION}", id="word", compact=True)
 
     def on_mount(self) -> None:
         self.query_one("#words", Canvas).show(self._view)
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        if event.value.strip().lower() == CONFIRMATION:
-            self._run()
+        word = event.value.strip().lower()
+        if word in (CONFIRMATION, REVISION):
+            self._run(revise=word == REVISION)
 
     def action_apply(self) -> None:
         """Run it, if nothing has to be typed."""
         if apply_problem(self._view) is None and not needs_word(self._view):
             self._run()
 
-    def _run(self) -> None:
+    def _run(self, *, revise: bool = False) -> None:
         self.dismiss()
-        self.app.apply_plan()
+        self.app.apply_plan(revise=revise)
 
 
 class DiscardScreen(ModalScreen[None]):
@@ -137,6 +138,7 @@ def apply_lines(view: View, width: int, _height: int) -> list[Strip]:
     where = "the process that recorded the parent, which waits for jobs" if idle else "a new process of this machine"
     if live:
         where = "the run's own process, after its present job, if that takes jobs (run --keep)"
+        what = f"{REVISION}: the run itself goes on with it from the next scale on. {CONFIRMATION}: {what}"
     size = units.bytes_text(edit.after.peak_bytes)
     return [
         rule("run the plan", width, ink, tag=mode),
@@ -144,9 +146,7 @@ def apply_lines(view: View, width: int, _height: int) -> list[Strip]:
         *paragraph(what, ink.text, width),
         *paragraph(f"In {where}. A plan file and a new trace are written here.", ink.muted, width),
         *(
-            paragraph(
-                f"The run is live: type {CONFIRMATION} to hand it over, esc leaves all as it is.", ink.warn, width
-            )
+            paragraph(f"The run is live: type {REVISION} or {CONFIRMATION}; esc leaves all as it is.", ink.warn, width)
             if live
             else [_answers(view, ("y", "run it"), ("n", "not now"))]
         ),

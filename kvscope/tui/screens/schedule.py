@@ -107,10 +107,10 @@ class ScheduleScreen(TraceScreen):
         """
         if view.snapshot is None:
             return []
-        edit, token_bytes = view.edit, view.snapshot.header.bytes_per_token
-        schedule = schedule_of(view, view.snapshot)
+        edit, schedule = view.edit, schedule_of(view, view.snapshot)
+        token_bytes = view.snapshot.header.bytes_of(schedule).tolist()
         if schedule.online:
-            return capacity_records(schedule, token_bytes)
+            return capacity_records(schedule, token_bytes[0][0][0])  # one codec for all
         records: list[Record] = []
         for layer, heads in enumerate(schedule.drop_step.tolist()):
             for head, drop_steps in enumerate(heads):
@@ -128,7 +128,7 @@ class ScheduleScreen(TraceScreen):
                             "dropped_after_scale": None if is_kept else scale,
                             "dropped_after_layer": None if is_kept else after,
                             "tokens": tokens,
-                            "bytes": tokens * token_bytes,
+                            "bytes": tokens * token_bytes[layer][head][source],
                             **({} if edit is None else edited_record(edit, layer, head, source)),
                         }
                     )

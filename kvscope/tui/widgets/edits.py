@@ -12,8 +12,8 @@ from textual.strip import Strip
 
 from kvscope import units
 from kvscope.tui.actions import keys_shown
-from kvscope.tui.figures import planned_peaks
-from kvscope.tui.lanes import MARK_WORDS, Change, changes, fate_words, held_peaks
+from kvscope.tui.figures import byte_peaks, planned_peaks
+from kvscope.tui.lanes import MARK_WORDS, Change, changes, fate_words
 from kvscope.tui.palette import RAMP, UNKNOWN, level
 from kvscope.tui.widgets.canvas import Part, View, field, fit, paragraph, parts_width, row, rule
 
@@ -130,11 +130,12 @@ def edit_totals(view: View, width: int, height: int) -> list[Strip]:
     name = f"budget {units.bytes_text(whole * token_bytes)}" if limit is not None else "full history"
     columns = _Columns(ink, max(3, min(12, (width - _LABEL - 2) // edit.schedule.scales.num_scales)))
     room, scale = columns.cell - 1, view.cursor.query_scale
-    staged = held_peaks(edit.schedule).tolist()
+    staged = byte_peaks(snapshot.header.bytes_held(edit.schedule), edit.schedule.num_layers).tolist()
     lost = edit.estimate.lost_by_scale.tolist()
-    texts = [_peak_text(one / whole, room, over=limit is not None and one > limit) for one in staged]
-    recorded = [_percent(one / (whole * token_bytes), room) for one in planned_peaks(snapshot).tolist()]
-    measured = [_percent(one.accounted_bytes / (whole * token_bytes), room) for one in snapshot.summary.scales]
+    whole_bytes = whole * token_bytes
+    texts = [_peak_text(one / whole_bytes, room, over=limit is not None and one > whole_bytes) for one in staged]
+    recorded = [_percent(one / whole_bytes, room) for one in planned_peaks(snapshot).tolist()]
+    measured = [_percent(one.accounted_bytes / whole_bytes, room) for one in snapshot.summary.scales]
     was = edit.estimate_before.lost_by_scale.tolist()
     tall = height >= 8
     lines = [

@@ -202,8 +202,7 @@ def _applied_lines(view: View, applied: Applied | None, width: int) -> list[Stri
     state = f"{applied.mode}, {applied.status}" + (f": {said}" if said else "")
     lines = [_line(ink, "run", [(f"{applied.path.name}  ", ink.text), (state, ink.accent)], width)]
     if applied.read_back:
-        style = ink.bad if applied.as_planned is False else ink.good
-        sign = "✗" if applied.as_planned is False else "✓"
+        sign, style = {False: ("✗", ink.bad), True: ("✓", ink.good), None: ("…", ink.muted)}[applied.as_planned]
         lines.append(_line(ink, "read back", [(f"{sign} {applied.read_back}", style)], width))
     return [*lines, *_after_lines(view, applied, width)]
 

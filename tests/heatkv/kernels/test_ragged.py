@@ -12,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heatkv.codecs import CODECS
 from heatkv.errors import OptionError
 from heatkv.kernels.plain import ragged_attention_plain
 from heatkv.kernels.ragged import Tile, choose_tile, ragged_attention, unavailable
+from heatkv.pool import TokenPool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -104,6 +106,25 @@ def test_float16_is_rounded_about_as_often_as_dense_attention_rounds(cases: Modu
     torch.testing.assert_close(out.double(), want_out, rtol=0, atol=2e-3)
     # Mass adds the weights as they were before the rounding.
     torch.testing.assert_close(mass.double(), want_mass, rtol=0, atol=1e-6)
+
+
+def test_decoded_tokens_are_read_as_a_pool_of_their_own(cases: ModuleType, interpreted: Attention) -> None:
+    case = cases.ragged_case([[1, 3, 5], [], [0]], queries=37, current=37, head_dim=32).to(torch.float32)
+    arguments = case.arguments
+    rows, num_slots, head_dim = arguments["pool_keys"].shape
+    pool = TokenPool(num_slots, rows=rows, head_dim=head_dim, dtype=torch.float32, codec=CODECS["int4"])
+    pool.write(pool.take(num_slots), arguments["pool_keys"].nan_to_num(), arguments["pool_values"].nan_to_num())
+    slots = arguments["slots"]
+
+    keys, values = pool.read(slots.numpy())
+    whole_keys, whole_values = pool.read(torch.arange(num_slots, dtype=torch.int32).numpy())
+    have = interpreted(
+        **arguments | {"pool_keys": keys, "pool_values": values, "slots": torch.arange(len(slots), dtype=torch.int32)}
+    )
+
+    want = ragged_attention_plain(**arguments | {"pool_keys": whole_keys, "pool_values": whole_values})
+    for mine, theirs in zip(have, want, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
 def test_capture_does_not_change_a_bit_of_the_output(cases: ModuleType, interpreted: Attention) -> None:

@@ -143,7 +143,7 @@ def test_what_cannot_apply_is_refused_with_the_reason(gate: Gate, walker: Walker
         assert says in answer.reason
 
     refused(Resume(), "not paused")
-    refused(Revise({}), "by this version")
+    refused(Revise("/nowhere/schedule.json", "ab"), "/nowhere/schedule.json")
     gate.ask(Pause())
     refused(Pause(), "already")
     walker.start()

@@ -43,7 +43,7 @@ EXAMPLES: tuple[Message, ...] = (
     Step(),
     Stop(),
     Submit({"prompt": "ünï \n code"}, "/a/b.h5", overwrite=True, image="/a/b.png"),
-    Revise({"drop_step": [[[1]]]}),
+    Revise("/nowhere/plan.json", "ab"),
     Welcome(1, "kvscope 0.1.0", 7, "running", "/a/b.h5", "ab", ("pause", "stop")),
     Progress("paused", "/a/b.h5", "ab", 3, None, 3, 7, "after scale 2"),
     Accepted("pause", "it pauses"),

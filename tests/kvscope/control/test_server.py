@@ -75,7 +75,7 @@ def test_a_hello_is_answered_by_welcome_and_progress(server: Server, gate: Gate)
     answer = ask(server.path)
 
     assert answer.welcome.version == 1
-    assert answer.welcome.commands == ("pause", "resume", "step", "stop", "submit")
+    assert answer.welcome.commands == ("pause", "resume", "step", "stop", "revise", "submit")
     assert answer.progress.state == "loading"
     assert answer.progress.trace == "/nowhere/run.h5"
 

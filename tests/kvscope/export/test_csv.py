@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kvscope.export.csv import _harmless
+from kvscope.export.values import harmless
 from kvscope.format import TABLES
 from kvscope.trace import Trace
 
@@ -56,5 +56,5 @@ def test_the_summary_says_how_each_number_is_known(tiny_trace: Path, export: Cal
 
 @pytest.mark.parametrize("text", ["=1+1", "+x", "-x", "@x", "\tx"])
 def test_a_text_cannot_be_a_formula(text: str) -> None:
-    assert _harmless(text) == f"'{text}"
-    assert _harmless(-3) == -3
+    assert harmless(text) == f"'{text}"
+    assert harmless(-3) == -3

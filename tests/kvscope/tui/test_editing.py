@@ -14,12 +14,13 @@ from heatkv.config import model_config
 from heatkv.policies.full import keep_everything
 from kvscope.errors import UsageError
 from kvscope.fidelity import Fidelity, Line
+from kvscope.in_force import sole
 from kvscope.journal import replayed
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.editing import EditOptions, Editor, nudged, target_at
 from kvscope.tui.feed import Snapshot, take_snapshot
-from kvscope.tui.lanes import Change, changes, fate_words, held_peaks
+from kvscope.tui.lanes import Change, changes, fate_words
 from kvscope.tui.palette import DARK, ink
 from kvscope.tui.screens.apply import apply_lines
 from kvscope.tui.screens.edit_line import edit_problem, edit_words
@@ -195,7 +196,6 @@ def test_changes_tell_pins_from_what_follows(begin: Begin) -> None:
     assert found[1, 1, 5] == Change.PINNED_KEPT
     assert np.count_nonzero(found) == 2
     assert fate_words(editor.state.schedule, 0, 0, 4) == "never kept"
-    assert held_peaks(editor.state.schedule).max() == editor.state.schedule.peak_tokens
 
 
 def test_the_state_counts_what_changed_and_what_is_not_known(begin: Begin, snapshot: Snapshot) -> None:
@@ -279,7 +279,7 @@ def full(snapshot: Snapshot) -> Snapshot:
     config = model_config(snapshot.header.model)
     drop_step = keep_everything(config, snapshot.schedule.scales)
     schedule = replace(snapshot.schedule, drop_step=drop_step, budget=None)
-    return replace(snapshot, schedule=schedule, read_tokens=schedule.read_tokens())
+    return replace(snapshot, plans=sole(schedule), read_tokens=schedule.read_tokens())
 
 
 def test_predictions_have_a_band_where_a_fidelity_fits(snapshot: Snapshot, tmp_path: Path, trace: Path) -> None:

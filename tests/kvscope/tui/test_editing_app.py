@@ -329,7 +329,7 @@ def test_a_live_run_is_handed_a_plan_only_after_a_word(drive, trace: Path) -> No
         viewer.app._show(replace(viewer.app.view, snapshot=replace(viewer.app.view.snapshot, status="live")))
         viewer.app.edit(lambda _: "budget none")
         await viewer.press("D", "a", "y")
-        assert "type apply" in viewer.text("words")
+        assert "type revise or apply" in viewer.text("words")
         await viewer.press("y", "enter")
         assert viewer.app.view.applied is None
         await viewer.press("backspace", *"apply", "enter")

@@ -7,6 +7,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from kvscope.in_force import sole
 from kvscope.recorder import Recorder
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
@@ -131,7 +132,7 @@ def test_the_rule_names_policy_budget_and_where_the_orders_came_from(tiny_snapsh
     def words(found: str | None, **job: str) -> str:
         schedule = replace(tiny_snapshot.schedule, provenance={} if found is None else {"orders": found})
         header = replace(tiny_snapshot.header, job=replace(tiny_snapshot.header.job, **job))
-        snapshot = replace(tiny_snapshot, schedule=schedule, header=header)
+        snapshot = replace(tiny_snapshot, plans=sole(schedule), header=header)
         return rule_words(snapshot, history_of(snapshot, 0, 1, 1))
 
     assert "policy heatkv with a budget of" in words(None)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from heatkv.config import model_config
 from heatkv.policies.full import keep_everything
 from heatkv.schedule import PruningSchedule
+from kvscope.in_force import sole
 from kvscope.trace import Trace
 from kvscope.tui.cursor import Cursor
 from kvscope.tui.feed import Snapshot, take_snapshot
@@ -67,7 +68,9 @@ def at_1m(wide: Snapshot, large: PruningSchedule) -> Snapshot:
         budget_bytes=large.peak_tokens * wide.header.bytes_per_token,
     )
     steps = wide.steps[:0]
-    return replace(wide, header=header, schedule=large, summary=summary, steps=steps, kept_tokens=wide.kept_tokens[:0])
+    return replace(
+        wide, header=header, plans=sole(large), summary=summary, steps=steps, kept_tokens=wide.kept_tokens[:0]
+    )
 
 
 def view_of(snapshot: Snapshot | None, cursor: Cursor = Cursor(), *, plain: bool = False) -> View:  # noqa: B008 - frozen
@@ -229,7 +232,7 @@ def test_the_head_names_budget_peak_headroom_and_hash(tiny_snapshot: Snapshot) -
 def test_a_plan_without_a_budget_says_so(tiny_snapshot: Snapshot) -> None:
     schedule = replace(tiny_snapshot.schedule, budget=None)
     summary = replace(tiny_snapshot.summary, budget=None, budget_bytes=None)
-    snapshot = replace(tiny_snapshot, schedule=schedule, summary=summary)
+    snapshot = replace(tiny_snapshot, plans=sole(schedule), summary=summary)
 
     assert "none: everything is kept" in text_of(plan_head, view_of(snapshot))
     assert "headroom" not in text_of(plan_head, view_of(snapshot))

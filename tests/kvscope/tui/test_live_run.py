@@ -14,6 +14,7 @@ import pytest
 
 from kvscope.control.client import ask
 from kvscope.recorder import Recorder
+from kvscope.tui.editing import EditOptions
 from kvscope.tui.messages import RunTold
 from kvscope.tui.remote import Remote
 
@@ -148,3 +149,36 @@ def test_a_remote_that_never_followed_sends_nothing() -> None:
     remote.close()
 
     assert told == []
+
+
+def test_an_edited_schedule_is_handed_to_the_run_itself_after_a_word(drive, held_run: Run, tmp_path: Path) -> None:
+    async def script(viewer) -> None:
+        await viewer.until(lambda: viewer.app.view.edit is not None)
+        await viewer.until(lambda: viewer.app.view.link is not None and viewer.app.view.link.connected)
+        viewer.app.edit(lambda _: "drop l0 h1 s3 after q4")
+        await viewer.until(lambda: viewer.app.view.edit.draft.is_changed)
+        await viewer.press("a", "y")
+        assert "the run itself goes on with it" in viewer.text("words")
+        await viewer.press(*"revise", "enter")
+        await viewer.until(lambda: viewer.app.view.applied is not None)
+        assert viewer.app.view.applied.refused == ""
+        assert "from scale 1 on" in viewer.app.view.applied.where
+
+        await viewer.press("full_stop")
+        await viewer.until(lambda: len(viewer.app.view.snapshot.plans) == 2, seconds=30)
+        await viewer.until(lambda: viewer.app.view.applied.as_planned is True)
+        assert viewer.app.view.snapshot.schedule.content_hash == viewer.app.view.edit.schedule.content_hash
+
+    drive(held_run.path, script, size=(120, 40), edit=EditOptions(held_run.path), screen="schedule")
+
+
+def test_a_viewer_that_does_not_edit_changes_nothing_of_a_run(drive, held_run: Run) -> None:
+    async def script(viewer) -> None:
+        await viewer.until(lambda: viewer.app.view.link is not None and viewer.app.view.link.connected)
+        before = sorted(Path.cwd().iterdir())
+        await viewer.press("a", "y", *"revise", "enter", "escape")
+        assert viewer.app.view.applied is None
+        assert sorted(Path.cwd().iterdir()) == before
+
+    drive(held_run.path, script, size=(120, 40), screen="schedule")
+    assert ask(held_run.socket, timeout_s=30).progress.state == "paused"
