@@ -123,12 +123,15 @@ def attend(
     out, mass, key_masses = measured(q, visible, scales, rows, capture, path)
     if mass is None:
         return Attended(out)
-    unseen = torch.from_numpy(visible.read_tokens(scales.num_scales) == 0).to(q.device, non_blocking=True)
     has_other_rows = capture.unconditional and conditional < rows
+
+    def mean(of: slice) -> Tensor:
+        return mass[of].mean(0).masked_fill(visible.unseen(scales.num_scales, of), torch.nan)
+
     return Attended(
         out,
-        mass[:conditional].mean(0).masked_fill(unseen, torch.nan) if capture.mass else None,
-        mass[conditional:].mean(0).masked_fill(unseen, torch.nan) if has_other_rows else None,
+        mean(slice(conditional)) if capture.mass else None,
+        mean(slice(conditional, rows)) if has_other_rows else None,
         _map([each[:conditional] for each in key_masses], visible, scales) if capture.maps else None,
     )
 

@@ -1,4 +1,4 @@
-"""Forced runs: what a pruning schedule does by itself, at the bits that a reference run made.
+"""Forced runs: what a schedule, or an online policy, does by itself, at the bits that a reference run made.
 
 Both runs see the same bits at every scale, so that nothing differs but what the caches hold. Told per scale: how far
 the distributions of the bits lie apart (KL, nats per bit) and how many bits would more likely be the other one; and per
@@ -17,15 +17,22 @@ from torch import Tensor
 
 from heatkv.attention import Path, attend, choose_path
 from heatkv.cache import KVCache
-from heatkv.generate import Run, Sampling
+from heatkv.generate import Run, Sampling, new_cache, stored
+from heatkv.online import OnlinePlan
 from heatkv.probe import NullProbe, ScaleInfo
+from heatkv.schedule import PruningSchedule
+from heatkv.selection import Selector
+from heatkv.token_cache import TokenCache
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.scales import ScaleSchedule
-    from heatkv.schedule import PruningSchedule
     from heatkv.transformer import Infinity, TextContext
+
+
+AnyPlan = PruningSchedule | OnlinePlan
+"""What a run can obey: a schedule, or what an online policy is held to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,10 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A run with a schedule whose bits and logits others are held against."""
+    """A run under a plan whose bits and logits others are held against."""
 
     prompt: Prompt
-    schedule: PruningSchedule
+    plan: AnyPlan
     bits: tuple[Tensor, ...]
     """Per scale, [1, tokens, bits] uint8."""
     logits: tuple[Tensor, ...]
@@ -54,17 +61,17 @@ class Reference:
 
     @classmethod
     def of(
-        cls, prompt: Prompt, schedule: PruningSchedule, *, bits: Sequence[Tensor] | None = None, seed: int | None = None
+        cls, prompt: Prompt, plan: AnyPlan, *, bits: Sequence[Tensor] | None = None, seed: int | None = None
     ) -> Reference:
         """Run it: at the given bits, or drawing its own with `seed`."""
         listener = _Logits()
-        made = _run(prompt, schedule, listener, bits=bits, seed=seed)
-        return cls(prompt, schedule, made, tuple(listener.logits))
+        made = _run(prompt, plan, listener, bits=bits, seed=seed)
+        return cls(prompt, plan, made, tuple(listener.logits))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForcedError:
-    """How far a schedule leads from the reference, at the reference's bits."""
+    """How far a plan leads from the reference, at the reference's bits."""
 
     kl: NDArray[np.float64]
     """[scale]: mean over tokens and bits of KL(reference || this), in nats per bit."""
@@ -84,10 +91,10 @@ class ForcedError:
         return float((self.flips * self.tokens).sum() / self.tokens.sum())
 
 
-def forced_error(reference: Reference, schedule: PruningSchedule) -> ForcedError:
-    """Run `schedule` at the reference's bits and compare logits."""
+def forced_error(reference: Reference, plan: AnyPlan) -> ForcedError:
+    """Run `plan` at the reference's bits and compare logits."""
     listener = _Logits()
-    _run(reference.prompt, schedule, listener, bits=reference.bits)
+    _run(reference.prompt, plan, listener, bits=reference.bits)
     pairs = list(zip(reference.logits, listener.logits, strict=True))
     return ForcedError(
         np.array([bit_kl(ours, theirs) for ours, theirs in pairs]),
@@ -108,16 +115,17 @@ def bit_flips(reference: Tensor, other: Tensor) -> float:
     return float(((ours[..., 1] > ours[..., 0]) != (theirs[..., 1] > theirs[..., 0])).double().mean())
 
 
-def attention_error(reference: Reference, schedule: PruningSchedule) -> NDArray[np.float64]:
+def attention_error(reference: Reference, plan: AnyPlan) -> NDArray[np.float64]:
     """[scale, layer, head]: |out - reference's out| / |reference's out| over queries and rows, at the latter's inputs.
 
-    One pass of the reference, with a second cache that obeys `schedule` and is fed the same keys and values.
+    One pass of the reference, with a second cache that obeys `plan` and is fed the same keys and values; an online
+    policy chooses by the reference's queries.
     """
     prompt, config = reference.prompt, reference.prompt.model.config
-    schedule.validate(config, prompt.scales)
+    _bound(plan).validate(config, prompt.scales)
     errors = np.zeros((prompt.scales.num_scales, config.num_layers, config.num_heads))
     with torch.inference_mode():
-        run = _shadowed(prompt, reference.schedule, schedule, errors)
+        run = _shadowed(prompt, reference.plan, plan, errors)
         try:
             run.all_scales(1, None, reference.bits)
         finally:
@@ -125,28 +133,26 @@ def attention_error(reference: Reference, schedule: PruningSchedule) -> NDArray[
     return errors
 
 
-def _shadowed(
-    prompt: Prompt, schedule: PruningSchedule, other: PruningSchedule, errors: NDArray[np.float64]
-) -> _ShadowedRun:
-    run = _ShadowedRun(*_parts(prompt, schedule), _Logits())
+def _shadowed(prompt: Prompt, plan: AnyPlan, other: AnyPlan, errors: NDArray[np.float64]) -> _ShadowedRun:
+    run = _ShadowedRun(*_parts(prompt, plan), _Logits(), _online(plan))
     run.errors = errors
-    run.shadow = KVCache(
-        other, rows=run.text.rows, head_dim=prompt.model.config.head_dim, dtype=prompt.model.kv_dtype, device=run.device
-    )
+    run.shadow = new_cache(other, prompt.model, rows=run.text.rows, device=run.device)
+    run.shadow_selector = Selector(other, run._raw_queries) if isinstance(other, OnlinePlan) else None
     return run
 
 
 class _ShadowedRun(Run):
     """A run that also asks, at every layer, what a second cache would have given."""
 
-    shadow: KVCache
+    shadow: KVCache | TokenCache
+    shadow_selector: Selector | None
     errors: NDArray[np.float64]
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         out = super()._attend(layer, q, k, v)
         visible = self.shadow.visible(layer, query_scale=self.query_scale, keys=k, values=v)
         other = attend(q, visible, self.scales, path=self.path).out
-        self.shadow.store(layer, query_scale=self.query_scale, keys=k, values=v)
+        stored(self.shadow, self.shadow_selector, layer, self.query_scale, q, k, v)
         gap, size = ((x.double() ** 2).sum(dim=(0, 2, 3)) for x in (out - other, out))
         self.errors[self.query_scale, layer] = (
             (gap / size.clamp_min(torch.finfo(torch.double).tiny)).sqrt().cpu().numpy()
@@ -171,13 +177,13 @@ class _Logits(NullProbe):
 @torch.inference_mode()
 def _run(
     prompt: Prompt,
-    schedule: PruningSchedule,
+    plan: AnyPlan,
     listener: _Logits,
     *,
     bits: Sequence[Tensor] | None,
     seed: int | None = None,
 ) -> tuple[Tensor, ...]:
-    run = Run(*_parts(prompt, schedule), listener)
+    run = Run(*_parts(prompt, plan), listener, _online(plan))
     try:
         return run.all_scales(1, seed, bits)[0]
     finally:
@@ -185,11 +191,19 @@ def _run(
 
 
 def _parts(
-    prompt: Prompt, schedule: PruningSchedule
+    prompt: Prompt, plan: AnyPlan
 ) -> tuple[Infinity, TextContext, ScaleSchedule, PruningSchedule, Sampling, Path]:
-    model, scales = prompt.model, prompt.scales
+    model, scales, schedule = prompt.model, prompt.scales, _bound(plan)
     schedule.validate(model.config, scales)
     negatives = None if prompt.negative is None else [prompt.negative]
     text = model.encode_text([prompt.text], negatives, guided=prompt.sampling.guided)
     path = choose_path(text.pooled.device, dtype=model.kv_dtype, head_dim=model.config.head_dim, codecs=schedule.codecs)
     return model, text, scales, schedule, prompt.sampling, path
+
+
+def _bound(plan: AnyPlan) -> PruningSchedule:
+    return plan.bound() if isinstance(plan, OnlinePlan) else plan
+
+
+def _online(plan: AnyPlan) -> OnlinePlan | None:
+    return plan if isinstance(plan, OnlinePlan) else None

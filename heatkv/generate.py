@@ -158,7 +158,7 @@ class Run:
         self.scales = scales  # not the schedule's: a plan knows the grids, but RoPE is the run's own
         self.probe = probe or NullProbe()
         self.device = text.pooled.device
-        self.cache = _cache(schedule, online, model, rows=text.rows, device=self.device)
+        self.cache = new_cache(online or schedule, model, rows=text.rows, device=self.device)
         self.selector = None if online is None else Selector(online, self._raw_queries)
         self.layer_input = text.pooled
         self.rope = Rope.of(self.scales, model.config.head_dim, self.device)
@@ -259,13 +259,7 @@ class Run:
 
     def _store(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> int:
         """End a step in the cache; returns the tokens that are gone."""
-        if isinstance(self.cache, KVCache):
-            return self.cache.store(layer, query_scale=self.query_scale, keys=k, values=v)
-        if self.query_scale == self.scales.num_scales - 1:
-            return 0
-        assert self.selector is not None  # a TokenCache comes with one
-        candidates = self.cache.candidates(layer, query_scale=self.query_scale, keys=k, values=v)
-        return self.cache.store(layer, self.selector.choose(layer, self.query_scale, q, candidates))
+        return stored(self.cache, self.selector, layer, self.query_scale, q, k, v)
 
     def _before_layer(self, _: int, x: Tensor) -> None:
         self.layer_input = x
@@ -317,13 +311,33 @@ class Run:
         )
 
 
-def _cache(
-    schedule: PruningSchedule, online: OnlinePlan | None, model: Infinity, *, rows: int, device: torch.device
+def new_cache(
+    plan: PruningSchedule | OnlinePlan, model: Infinity, *, rows: int, device: torch.device
 ) -> KVCache | TokenCache:
+    """The cache that obeys a plan of this kind, empty."""
     head_dim, dtype = model.config.head_dim, model.kv_dtype
-    if online is None:
-        return KVCache(schedule, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
-    return TokenCache(online, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
+    if isinstance(plan, OnlinePlan):
+        return TokenCache(plan, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
+    return KVCache(plan, rows=rows, head_dim=head_dim, dtype=dtype, device=device)
+
+
+def stored(
+    cache: KVCache | TokenCache,
+    selector: Selector | None,
+    layer: int,
+    query_scale: int,
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+) -> int:
+    """End a step in a cache, of which an online policy's comes with a selector; returns the tokens that are gone."""
+    if isinstance(cache, KVCache):
+        return cache.store(layer, query_scale=query_scale, keys=keys, values=values)
+    if query_scale == cache.plan.scales.num_scales - 1:
+        return 0
+    assert selector is not None  # a TokenCache comes with one
+    candidates = cache.candidates(layer, query_scale=query_scale, keys=keys, values=values)
+    return cache.store(layer, selector.choose(layer, query_scale, q, candidates))
 
 
 class StepClock:

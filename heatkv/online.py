@@ -19,6 +19,7 @@ from heatkv.head_codecs import bytes_per_token
 from heatkv.policies.full import keep_everything
 from heatkv.schedule import (
     PruningSchedule,
+    after_steps,
     budget_from_tokens,
     budget_tokens,
     check_budget,
@@ -69,7 +70,7 @@ class OnlinePlan:
 
     def tokens_held(self) -> NDArray[np.int64]:
         """Head-tokens of all layers after each step: [num_steps]; exact, whatever the policy chooses."""
-        return _after_steps(self.layer_tokens)
+        return after_steps(self.layer_tokens)
 
     @property
     def peak_tokens(self) -> int:
@@ -80,7 +81,8 @@ class OnlinePlan:
         return CODECS[self.codec].bytes_per_token(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
 
     def bound(self) -> PruningSchedule:
-        """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice."""
+        """What the run can hold at most, as a schedule: nothing leaves by plan, what does is the policy's choice; how
+        many tokens each layer holds is known."""
         kept = keep_everything(self.config, self.scales)
         return PruningSchedule(
             kept,
@@ -89,8 +91,8 @@ class OnlinePlan:
             self.sink_scales,
             self.policy.name,
             self.budget,
-            self.provenance | {"peak_tokens": self.peak_tokens},
-            online=True,
+            self.provenance | {"carries": self.policy.carries},
+            layer_tokens=self.layer_tokens.astype(np.int32),
             codec=None if self.codec == MODEL else np.zeros_like(kept, np.uint8),
             codecs=() if self.codec == MODEL else (self.codec,),
         )
@@ -183,7 +185,7 @@ class _Fit:
     def held(self, capacity: NDArray[np.int32]) -> NDArray[np.int64]:
         """Head-tokens of all layers after each step: [query_scale, layer]."""
         layer_tokens = _held(capacity, self.scales, shares_layer=self.shares_layer)
-        return _after_steps(layer_tokens).reshape(layer_tokens.shape)
+        return after_steps(layer_tokens).reshape(layer_tokens.shape)
 
     def peak(self, capacity: NDArray[np.int32]) -> int:
         return int(self.held(capacity).max())
@@ -244,15 +246,6 @@ def _held(capacity: NDArray[np.integer], scales: ScaleSchedule, *, shares_layer:
         now = np.minimum(limit[scale], now + added[scale])
         held.append(now.sum(axis=1))
     return np.array([*held, held[-1] if held else now.sum(axis=1)], np.int64)
-
-
-def _after_steps(layer_tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Head-tokens of all layers after each step, [num_steps]: layers not yet reached hold what they had."""
-    before = np.vstack([np.zeros_like(layer_tokens[:1]), layer_tokens[:-1]])
-    reached = np.cumsum(layer_tokens, axis=1)
-    still = before.sum(axis=1, keepdims=True) - np.cumsum(before, axis=1)
-    held: NDArray[np.int64] = (reached + still).ravel()
-    return held
 
 
 def mean_capacity(mean: float, config: ModelConfig, scales: ScaleSchedule) -> NDArray[np.float64]:

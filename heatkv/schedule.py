@@ -60,8 +60,10 @@ class PruningSchedule:
     """What was asked for; None: no budget, everything is kept."""
     provenance: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
     """Where it came from, such as the content hash of the orders."""
-    online: bool = False
-    """True: of an online policy, which chooses during the run; drop_step only says what can be there at most."""
+    layer_tokens: NDArray[np.int32] | None = None
+    """[query_scale, layer]: head-tokens that each layer holds after its step. Of an online policy, which chooses during
+    the run which tokens these are, all in one codec; drop_step then only says what can be there at most. None: all is
+    planned."""
     codec: NDArray[np.uint8] | None = None
     """[layer, head, source_scale]: index into `codecs` of how it is stored; None: all in the model's dtype."""
     codecs: tuple[str, ...] = ()
@@ -78,6 +80,13 @@ class PruningSchedule:
         object.__setattr__(self, "drop_step", drop_step)
         if self.codec is not None:
             object.__setattr__(self, "codec", head_codecs.checked(self.codec, self.codecs, drop_step.shape))
+        if self.layer_tokens is not None:
+            object.__setattr__(self, "layer_tokens", self._checked_tokens(self.layer_tokens))
+
+    @property
+    def online(self) -> bool:
+        """Whether tokens are chosen during the run, by an online policy."""
+        return self.layer_tokens is not None
 
     @property
     def num_layers(self) -> int:
@@ -104,6 +113,8 @@ class PruningSchedule:
     @property
     def resident_scales(self) -> int:
         """How many source scales, from the first on, every head keeps to the end, all in one codec."""
+        if self.online:
+            return self.sink_scales
         stays = (self.drop_step[:, :, :-1] == self.num_steps - 1).all(axis=(0, 1))
         if self.codec is not None:
             stays &= (self.codec[:, :, :-1] == self.codec[0, 0, 0]).all(axis=(0, 1))
@@ -120,6 +131,11 @@ class PruningSchedule:
             head.append(list(self.codecs))
             arrays += self.codec[..., :-1].tobytes()
         return hashlib.sha256(json.dumps(head).encode() + arrays).hexdigest()
+
+    @property
+    def keeps_everything(self) -> bool:
+        """Whether all of the history stays to the end."""
+        return not self.online and self.resident_scales >= self.scales.num_scales - 1
 
     def visible(self, query_scale: int) -> NDArray[np.bool_]:
         """What attention at this query scale reads, the current scale included: bool [layer, head, source_scale]."""
@@ -145,14 +161,25 @@ class PruningSchedule:
     def tokens_held(self) -> NDArray[np.int64]:
         """Tokens in the cache after each step, over all layers and heads: [num_steps].
 
-        Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early.
+        Counts the whole model: layers not yet reached still hold what they had, unless it was dropped early. Exact for
+        an online policy too: only which tokens these are is not known before.
         """
-        return tokens_held(self.drop_step, self.scales)
+        return tokens_held(self.drop_step, self.scales) if self.layer_tokens is None else after_steps(self.layer_tokens)
+
+    def evicted_tokens(self) -> NDArray[np.int64]:
+        """Tokens that leave right after each step, over all layers and heads: [num_steps]."""
+        evicted: NDArray[np.int64] = self.written_tokens() - np.diff(self.tokens_held(), prepend=0)
+        return evicted
+
+    def written_tokens(self) -> NDArray[np.int64]:
+        """Tokens that each step adds before any leaves, over all heads: [num_steps]; the last scale is not cached."""
+        cached = np.array((*self.scales.tokens[:-1], 0), np.int64)
+        return np.repeat(cached * self.num_heads, self.num_layers)
 
     def tokens_held_by_codec(self) -> dict[str, NDArray[np.int64]]:
         """Codec → tokens held in it after each step, over all layers and heads: [num_steps]."""
-        if self.codec is None:
-            return {MODEL: self.tokens_held()}
+        if self.codec is None or self.online:
+            return {(*self.codecs, MODEL)[0]: self.tokens_held()}
         tokens = np.array(self.scales.tokens)
         return {
             name: amount_held(self.drop_step, np.where(self.codec == index, tokens, 0))
@@ -169,6 +196,8 @@ class PruningSchedule:
     def bytes_held(self, head_dim: int, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
         """Bytes of keys and values after each step, over all layers and heads: [num_steps]; as `tokens_held`."""
         per_token = self.bytes_per_token(head_dim, rows=rows, dtype_bytes=dtype_bytes)
+        if self.online:
+            return self.tokens_held() * int(per_token[0, 0, 0])
         return amount_held(self.drop_step, per_token * np.array(self.scales.tokens))
 
     def peak_bytes(self, head_dim: int, *, rows: int, dtype_bytes: int) -> int:
@@ -182,9 +211,14 @@ class PruningSchedule:
         return int(per_token @ np.array(list(peaks.values())))
 
     def in_codec(self, name: str) -> Self:
-        """The same with everything but the sinks stored in one codec; `model`: with no codecs at all."""
+        """The same with everything but the sinks stored in one codec; `model`: with no codecs at all.
+
+        Where an online policy chooses, the sinks too.
+        """
         if name == MODEL:
             return replace(self, codec=None, codecs=())
+        if self.online:
+            return replace(self, codec=np.zeros_like(self.drop_step, np.uint8), codecs=(name,))
         codec, codecs = head_codecs.all_but_sinks(name, self.drop_step.shape, self.sink_scales)
         return replace(self, codec=codec, codecs=codecs)
 
@@ -212,7 +246,7 @@ class PruningSchedule:
             raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        during = {"online": True} if self.online else {}
+        chosen = {} if self.layer_tokens is None else {"layer_tokens": self.layer_tokens.tolist()}
         return {
             "format": FORMAT,
             "version": 1 if self.codec is None else VERSION,
@@ -224,7 +258,7 @@ class PruningSchedule:
             "provenance": self.provenance,
             **({} if self.codec is None else {"codecs": list(self.codecs), "codec": head_codecs.to_text(self.codec)}),
             "drop_step": self.drop_step.tolist(),
-            **during,
+            **chosen,
         }
 
     @classmethod
@@ -248,7 +282,7 @@ class PruningSchedule:
             policy=_name(record["policy"], "policy"),
             budget=_budget_or_none(record["budget"]),
             provenance=dict(record["provenance"]) if isinstance(record["provenance"], dict) else {},
-            online=record.get("online") is True,
+            layer_tokens=_layer_tokens(record.get("layer_tokens")),
             codec=head_codecs.from_text(record["codec"]) if "codec" in record else None,
             codecs=head_codecs.names_of(record.get("codecs", [])),
         )
@@ -303,7 +337,22 @@ class PruningSchedule:
             )
 
     def _labels(self) -> tuple[object, ...]:
-        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, self.online
+        chosen = None if self.layer_tokens is None else self.layer_tokens.tolist()
+        return self.model, self.scales, self.sink_scales, self.policy, self.budget, self.provenance, chosen
+
+    def _checked_tokens(self, given: NDArray[np.int32]) -> NDArray[np.int32]:
+        tokens = np.array(given, dtype=np.int32)
+        expected = self.scales.num_scales, self.num_layers
+        if len(self.codecs) > 1:
+            raise ScheduleError(f"codecs are {', '.join(self.codecs)}; expected one where an online policy chooses")
+        most = self.num_heads * np.cumsum((*self.scales.tokens[:-1], 0))[:, None]
+        if tokens.shape != expected or (tokens < 0).any() or (tokens > most).any():
+            raise ScheduleError(
+                f"layer_tokens of shape {list(tokens.shape)} are no numbers of tokens that {list(expected)} layers at "
+                "their scales could hold; run it again"
+            )
+        tokens.flags.writeable = False
+        return tokens
 
 
 def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
@@ -330,6 +379,16 @@ def amount_held(drop_step: NDArray[np.int16], amounts: NDArray[np.int64]) -> NDA
     change = np.bincount(written_at.ravel(), each.ravel(), num_steps)
     change -= np.bincount(cached[freed], each[freed], num_steps)
     return np.cumsum(np.rint(change).astype(np.int64))
+
+
+def after_steps(layer_tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Tokens of all layers after each step, [num_steps], from each layer's own after its step [query_scale, layer]:
+    layers not yet reached hold what they had."""
+    before = np.vstack([np.zeros_like(layer_tokens[:1]), layer_tokens[:-1]])
+    reached = np.cumsum(layer_tokens, axis=1, dtype=np.int64)
+    still = before.sum(axis=1, keepdims=True) - np.cumsum(before, axis=1)
+    held: NDArray[np.int64] = (reached + still).ravel()
+    return held
 
 
 def full_history_tokens(config: ModelConfig, scales: ScaleSchedule) -> int:
@@ -459,6 +518,15 @@ def _as_steps(given: ArrayLike) -> NDArray[np.int16]:
     if values.dtype.kind not in "iu" or (values != values.astype(np.int16)).any():
         raise ScheduleError(expected)
     return values.astype(np.int16)
+
+
+def _layer_tokens(given: Any) -> NDArray[np.int32] | None:  # Any: whatever a file held
+    if given is None:
+        return None
+    try:
+        return _whole_numbers(np.array(given, dtype=object)).astype(np.int32)
+    except (ValueError, TypeError, OverflowError):
+        raise ScheduleError("layer_tokens holds something else than whole numbers; run it again") from None
 
 
 def _whole_numbers(values: NDArray[np.object_]) -> NDArray[np.int64]:

@@ -61,8 +61,19 @@ class Visible:
         summed[:, :, self.query_scale] = 1 - summed.sum(-1)
         return summed
 
+    def unseen(self, num_scales: int, rows: slice) -> Tensor:
+        """Whether none of these rows reads a source scale: bool [head, source_scale], on the keys' device."""
+        if self.tokens is None:
+            return torch.from_numpy(self.read_tokens(num_scales) == 0).to(self.keys.device, non_blocking=True)
+        ends = torch.tensor(self.offsets[1:], device=self.keys.device)
+        unseen = torch.ones(self.num_heads, num_scales, dtype=torch.bool, device=self.keys.device)
+        unseen[:, self.query_scale] = False
+        for head, tokens in enumerate(self.tokens):
+            unseen[head, torch.bucketize(tokens[rows].long(), ends, right=True).flatten()] = False
+        return unseen
+
     def read_tokens(self, num_scales: int) -> NDArray[np.int64]:
-        """Tokens that each head reads: [head, source_scale]."""
+        """Tokens that each head reads, in the first row: [head, source_scale]."""
         tokens = np.zeros((self.num_heads, num_scales), np.int64)
         for head, sources in enumerate(self.sources):
             for source_scale, count in sources:

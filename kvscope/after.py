@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvscope.estimate import estimate
-from kvscope.in_force import tokens_held
+from kvscope.errors import UsageError
+from kvscope.estimate import check_planned, estimate
+from kvscope.in_force import bytes_held
 
 if TYPE_CHECKING:
     from kvscope.trace import Trace
@@ -35,6 +36,8 @@ class After:
     storage_peak_bytes: int | None
     lost: float | None
     """Estimated: share of the parent's attention."""
+    why_no_lost: str | None
+    """Why that cannot be estimated: an online policy chose which tokens stayed."""
     kl: float | None
     """Forced: mean KL of the bits, nats, over the whole image."""
     flips: float | None
@@ -49,8 +52,8 @@ class After:
 
 def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
     """How a run of another schedule went; `schedule_sha256`: the one that was asked for."""
-    guess = estimate(parent, run.schedule)
-    held_bytes = tokens_held(run.plans) * parent.header.bytes_per_token
+    held_bytes = bytes_held(run.plans, run.header)
+    lost, why_no_lost = _lost(parent, run)
     steps = run.steps
     places = steps["query_scale"].astype(np.int64) * run.schedule.num_layers + steps["layer"]
     exact = steps["accounted_bytes"] == held_bytes[places]
@@ -65,15 +68,27 @@ def after(parent: Trace, run: Trace, schedule_sha256: str) -> After:
         as_planned=run.plans[-1].asked_sha256 == schedule_sha256,
         steps_compared=len(steps),
         steps_as_estimated=int(exact.sum()),
-        estimated_peak_bytes=guess.peak_bytes,
+        estimated_peak_bytes=int(held_bytes.max()),
         accounted_peak_bytes=int(steps["accounted_bytes"].max()) if len(steps) else None,
         storage_peak_bytes=int(steps["storage_bytes"].max()) if len(steps) else None,
-        lost=None if np.isnan(guess.lost) else guess.lost,
+        lost=lost,
+        why_no_lost=why_no_lost,
         kl=kl,
         flips=flips,
         kl_by_scale=() if kl is None else tuple(float(value) for value in run.forced_kl),
         attention_error_by_layer=() if kl is None else tuple(float(one) for one in weights @ errors / weights.sum()),
     )
+
+
+def _lost(parent: Trace, run: Trace) -> tuple[float | None, str | None]:
+    """The estimated loss, or why there is none."""
+    for trace in (parent, run):
+        try:
+            check_planned(trace.schedule)
+        except UsageError:
+            return None, f"{trace.schedule.policy} chose during the run which tokens stay"
+    lost = estimate(parent, run.schedule).lost
+    return (None if np.isnan(lost) else lost), None
 
 
 def _mean(

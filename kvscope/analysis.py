@@ -115,6 +115,8 @@ class Summary:
     scales: tuple[ScaleSummary, ...]
     tags: dict[str, Tag]
     """Field → where its number comes from."""
+    online: bool = False
+    """Its policy chose single tokens during the run; kept and read tokens are then the first row's."""
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """The same; a field without a number has no tag."""
@@ -187,6 +189,7 @@ def summarize(trace: Trace) -> Summary:
         recorder=_recorder_cost(trace, seconds),
         scales=tuple(_scale_summary(trace, scale) for scale in range(trace.scales_done)),
         tags=_tags(header),
+        online=schedule.online,
     )
 
 

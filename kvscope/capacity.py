@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from heatkv.config import model_config
 from heatkv.errors import BudgetError
-from heatkv.policies.full import FullPolicy
 from heatkv.scales import RESOLUTIONS
 from heatkv.schedule import budget_tokens, check_budget
 from kvscope import forecast
+from kvscope.job import Job
 from kvscope.ledger_lines import device_kind
+from kvscope.plan import plan_job
 from kvscope.units import bytes_text, fraction_text
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class Use:
     weights_bytes: int
     """Of the transformer."""
     cache_bytes: int
-    """The pool, for the whole budget, and on a CPU its index."""
+    """The pool, for the whole budget, or under a policy for its plan's peak; and its index, where that is on the device
+    as well."""
     layer_bytes: int
     """The most that one layer needs for a moment, beside the two above."""
     decode_bytes: int
@@ -100,9 +103,11 @@ class Capacity:
     reserve_bytes: int
     """Of it, left to what is not counted."""
     cells: tuple[Cell, ...]
+    policy: str | None = None
+    """None: any that drops whole head-scales."""
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        facts = ("model", "device", "dtype", "rows_per_image", "memory_bytes", "reserve_bytes")
+        facts = ("model", "device", "dtype", "rows_per_image", "memory_bytes", "reserve_bytes", "policy")
         cells = {"cells": [cell.to_json() for cell in self.cells], "uncounted": list(UNCOUNTED)}
         return {name: getattr(self, name) for name in facts} | cells
 
@@ -117,23 +122,35 @@ class Setting:
     dtype_bytes: int
     rows_per_image: int
     aspect: float = 1.0
+    policy: str | None = None
+    """None: any that keeps to the budget by whole head-scales."""
 
     def use(self, resolution: str, budget: float, images: int) -> Use:
         """What a batch takes. Raises BudgetError if no schedule can meet the budget."""
-        full = _full(self.config, resolution, self.aspect)
-        check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
         rows = images * self.rows_per_image
-        tokens = budget_tokens(budget, self.config, full.scales)
+        schedule, tokens = self._plan(resolution, budget)
         on_cpu = device_kind(self.device) == "cpu"
-        height, width = self.config.image_size(full.scales)
+        height, width = self.config.image_size(schedule.scales)
+        index_bytes = forecast.said_bytes(schedule, rows) + (forecast.SLOT_NUMBER_BYTES if on_cpu else 0)
         return Use(
             images,
             forecast.weight_bytes(self.config, self.dtype_bytes),
-            tokens * self.config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows)
-            + (tokens * forecast.SLOT_NUMBER_BYTES if on_cpu else 0),
-            max(self._layer_bytes(full, scale, rows, on_cpu=on_cpu) for scale in range(full.scales.num_scales)),
+            tokens * (self.config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows) + index_bytes),
+            max(self._layer_bytes(schedule, scale, rows, on_cpu=on_cpu) for scale in range(schedule.scales.num_scales)),
             images * height * width * self._decoder_channels * self.dtype_bytes * _DECODER_TENSORS,
         )
+
+    def _plan(self, resolution: str, budget: float) -> tuple[PruningSchedule, int]:
+        """What says how much a layer needs at most, and the most tokens held.
+
+        Without a policy everything is kept in the former: a smaller budget has less to gather.
+        """
+        if self.policy is not None:
+            schedule = _planned(self.config.name, self.policy, resolution, self.aspect, budget)
+            return schedule, schedule.peak_tokens
+        full = _planned(self.config.name, "full", resolution, self.aspect, None)
+        check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
+        return full, budget_tokens(budget, self.config, full.scales)
 
     @property
     def _decoder_channels(self) -> int:
@@ -141,11 +158,10 @@ class Setting:
         vae = self.config.vae
         return vae.base_channels * max(vae.multipliers[:2])
 
-    def _layer_bytes(self, full: PruningSchedule, scale: int, rows: int, *, on_cpu: bool) -> int:
-        """With everything kept: a smaller budget has less to gather, so this is the most."""
+    def _layer_bytes(self, schedule: PruningSchedule, scale: int, rows: int, *, on_cpu: bool) -> int:
         way = "grouped" if on_cpu else "triton"
         sizes = {"rows": rows, "dtype_bytes": self.dtype_bytes}
-        return forecast.transients(full, self.config, scale, **sizes, attention=way).total_bytes
+        return forecast.transients(schedule, self.config, scale, **sizes, attention=way).total_bytes
 
 
 def resolutions_of(config: ModelConfig) -> tuple[str, ...]:
@@ -172,6 +188,7 @@ def capacity(
         memory_bytes,
         reserve_bytes,
         tuple(cells),
+        setting.policy,
     )
 
 
@@ -182,14 +199,16 @@ def capacity_text(found: Capacity) -> str:
     return "\n".join(
         [
             f"{bytes_text(found.memory_bytes)}{reserve}",
-            f"{found.model}, {found.dtype} on {found.device}, {rows} an image",
+            f"{found.model}, {found.dtype} on {found.device}, {rows} an image"
+            + ("" if found.policy is None else f", policy {found.policy}"),
             "all numbers are predicted; nothing was run",
             "",
             "largest batch, in images, and the line that binds",
             *_table(_batches(found)),
             "",
             *_table(_uses(found)),
-            "cache: the whole budget; one layer, decoding: for a moment",
+            f"cache: {'the whole budget' if found.policy is None else 'the peak of the plan'}; "
+            "one layer, decoding: for a moment",
             "the total has the larger of cache + one layer and decoding",
             "not known, and not counted:",
             *(f"  {name}" for name in UNCOUNTED),
@@ -222,9 +241,11 @@ def _most(fits: Callable[[int], bool]) -> int:
     return low
 
 
-@lru_cache(maxsize=8)
-def _full(config: ModelConfig, resolution: str, aspect: float) -> PruningSchedule:
-    return FullPolicy().plan(config, config.schedule_for(resolution, aspect=aspect))
+@lru_cache(maxsize=64)
+def _planned(model: str, policy: str, resolution: str, aspect: float, budget: float | None) -> PruningSchedule:
+    # A model with scales of its own has one resolution, which has no name to ask for.
+    name = None if model_config(model).scales else resolution
+    return plan_job(Job("", model, policy, resolution=name, aspect=aspect, budget=budget)).schedule
 
 
 def _batches(found: Capacity) -> list[list[str]]:

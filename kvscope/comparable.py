@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from heatkv.schedule import PruningSchedule
     from kvscope.header import Header
 
 
@@ -25,6 +26,8 @@ class Recorded(Protocol):
     def path(self) -> Path: ...
     @property
     def header(self) -> Header: ...
+    @property
+    def schedule(self) -> PruningSchedule: ...
     @property
     def status(self) -> str: ...
     @property
@@ -87,6 +90,7 @@ def notes_on(a: Recorded, b: Recorded, shared: int) -> Iterator[Note]:
     if other:
         yield Note("pictures", f"{' and '.join(other)} not the same: pictures, bits and attention are of two things")
     yield from _honesty_notes(a, b)
+    yield from _choice_notes(a, b)
     yield from _memory_notes(a, b)
     for name in _OF_SAMPLING:
         of_a, of_b = getattr(a.header.job, name), getattr(b.header.job, name)
@@ -122,6 +126,13 @@ def _honesty_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
         yield Note("memory", f"perturbed differently ({words}): time and process memory do not compare, the cache does")
     elif causes[0] is not None:
         yield Note("memory", "both perturbed by their recording: its time and memory are in both")
+
+
+def _choice_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
+    for side, run in (("A", a), ("B", b)):
+        if run.schedule.online:
+            words = f"{side}: {units.printable(run.schedule.policy)} chose single tokens during the run"
+            yield Note("run", f"{words}; kept and read tokens are the first row's, other rows may keep others, as many")
 
 
 def _memory_notes(a: Recorded, b: Recorded) -> Iterator[Note]:

@@ -20,6 +20,7 @@ from heatkv.policies.pinned import FREE, no_pins, plan_within
 from heatkv.schedule import PruningSchedule, budget_from_tokens, budget_tokens, codec_budget, own_steps
 from kvscope.edits import Budget, Clear, Drop, Edit, Pin, Policy, Sinks
 from kvscope.errors import UsageError
+from kvscope.estimate import check_planned
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -104,7 +105,8 @@ class Draft:
 
     @classmethod
     def of(cls, start: PruningSchedule, ground: Ground) -> Draft:
-        """A draft without an edit."""
+        """A draft without an edit. Raises UsageError for an online policy's, which has no drop steps to edit."""
+        check_planned(start)
         return cls(ground, start, no_pins(ground.config, ground.scales), start, start.budget, start.sink_scales)
 
     @property

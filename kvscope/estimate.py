@@ -102,7 +102,10 @@ class Estimate:
 
 
 def estimate(recorded: Recorded, schedule: PruningSchedule, *, limit_tokens: int | None = None) -> Estimate:
-    """What `schedule` would do to the recorded run. Raises UsageError if it is for another model or other scales."""
+    """What `schedule` would do to the recorded run.
+
+    Raises UsageError if it is for another model or other scales, or if either is of an online policy.
+    """
     _check(recorded, schedule)
     mass = np.asarray(recorded.attention_mass, np.float64)
     done = len(mass)
@@ -117,6 +120,20 @@ def estimate(recorded: Recorded, schedule: PruningSchedule, *, limit_tokens: int
         lost_mass=_lost(mass, reads=reads, was_read=was_read),
         unknown_cells=int((reads & ~was_read).sum()),
         weights=queries / queries.sum() if done else queries,
+    )
+
+
+def check_planned(schedule: PruningSchedule) -> None:
+    """Raises UsageError for an online policy's: which tokens it let go cannot be told, edited or estimated."""
+    if schedule.online:
+        raise UsageError(chosen_words(schedule))
+
+
+def chosen_words(schedule: PruningSchedule) -> str:
+    """Why nothing can be edited or estimated where an online policy chose, and what to do."""
+    return (
+        f"policy {schedule.policy} chooses single tokens during the run: no plan says which ones leave, and nothing "
+        "measures what they would have got; record a run with --policy full, and start from that"
     )
 
 
@@ -141,6 +158,8 @@ def _mean(values: NDArray[np.float64], axes: tuple[int, ...]) -> NDArray[np.floa
 
 def _check(recorded: Recorded, schedule: PruningSchedule) -> None:
     base = recorded.schedule
+    for one in (base, schedule):
+        check_planned(one)
     pairs = (
         ("model", base.model, schedule.model),
         ("layers", base.num_layers, schedule.num_layers),

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 SLOT_NUMBER_BYTES = 4
 """Of one slot's number in the cache's index (heatkv.pool.Slots)."""
+TOKEN_NUMBER_BYTES, CARRIED_BYTES = 2, 4
+"""Of what an online policy's cache says of each token in each row: which it is, and the number that a policy may let
+travel with it (heatkv.token_cache)."""
 TOKENS_AT_ONCE = 1024
 """Tokens that a layer's feed-forward takes at a time (heatkv.transformer)."""
 GATHER_BYTES = 32 << 20
@@ -30,9 +33,31 @@ def stored_bytes(schedule: PruningSchedule, head_dim: int, *, rows: int, dtype_b
     """Bytes of the pool and of the index into it after each step: [num_steps]; exactly what a run records.
 
     The pool has room for the schedule's peak, in each codec. The index holds the number of every slot that was ever in
-    use: from the start those of the first scales, which nobody drops; one that came back is kept in a list, and goes
-    out again before a new one does.
+    use: one that came back is kept in a list, and goes out again before a new one does. Of an online policy it says
+    also, for each token held and each row, which one that is.
     """
+    index = SLOT_NUMBER_BYTES * _slots_used(schedule) + said_bytes(schedule, rows) * schedule.tokens_held()
+    stored: NDArray[np.int64] = schedule.capacity_bytes(head_dim, rows=rows, dtype_bytes=dtype_bytes) + index
+    return stored
+
+
+def said_bytes(schedule: PruningSchedule, rows: int) -> int:
+    """What is said of each token held, in all rows, where an online policy chose them: beside the keys and values, and
+    on their device. 0 for a planned policy, where scales stay whole."""
+    if not schedule.online:
+        return 0
+    carried = CARRIED_BYTES if schedule.provenance.get("carries") else 0
+    return rows * (TOKEN_NUMBER_BYTES + carried)
+
+
+def _slots_used(schedule: PruningSchedule) -> NDArray[np.int64]:
+    """Slots that were ever in use, after each step: [num_steps].
+
+    Of a planned policy all those of the first scales, which nobody drops, are taken at the start.
+    """
+    if schedule.online:
+        used: NDArray[np.int64] = np.maximum.accumulate(schedule.tokens_held())
+        return used
     tokens = np.array(schedule.scales.tokens)
     num_resident = schedule.resident_scales
     resident = tokens[:num_resident] * schedule.num_heads
@@ -44,9 +69,7 @@ def stored_bytes(schedule: PruningSchedule, head_dim: int, *, rows: int, dtype_b
     for codec, held in schedule.tokens_held_by_codec().items():
         resident_held = layers_written @ resident if first in (None, codec) else 0
         slots_used += np.maximum.accumulate(held - resident_held)
-    capacity = schedule.capacity_bytes(head_dim, rows=rows, dtype_bytes=dtype_bytes)
-    stored: NDArray[np.int64] = capacity + SLOT_NUMBER_BYTES * slots_used
-    return stored
+    return slots_used
 
 
 def weight_bytes(config: ModelConfig, dtype_bytes: int) -> int:
@@ -78,7 +101,8 @@ class Transients:
     attended_bytes: int
     """What attention gives."""
     gathered_bytes: int
-    """Keys and values copied, or decoded, together for one call of attention; 0 where a kernel reads them in place."""
+    """Keys and values copied, or decoded, together for one call of attention, 0 where a kernel reads them in place; of
+    an online policy, those among which it chooses, and those that stay."""
     ffn_bytes: int
     """Hidden numbers of the feed-forward layer, before and after its nonlinearity, TOKENS_AT_ONCE at a time."""
     logits_bytes: int
@@ -101,10 +125,19 @@ def transients(
         stream_bytes=2 * channel_bytes * _F32,
         qkv_bytes=3 * channel_bytes * dtype_bytes,
         attended_bytes=channel_bytes * dtype_bytes,
-        gathered_bytes=_gathered_bytes(schedule, query_scale, 2 * rows * config.head_dim * dtype_bytes, attention),
+        gathered_bytes=_copied_bytes(schedule, query_scale, 2 * rows * config.head_dim * dtype_bytes, attention),
         ffn_bytes=2 * rows * min(tokens, TOKENS_AT_ONCE) * config.ffn_width * dtype_bytes,
         logits_bytes=rows * tokens * 2 * config.bits_per_token * _F32,
     )
+
+
+def _copied_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: int, attention: str) -> int:
+    if schedule.layer_tokens is None:
+        return _gathered_bytes(schedule, query_scale, token_bytes, attention)
+    held = schedule.layer_tokens.astype(np.int64)
+    before = held[query_scale - 1] if query_scale else np.zeros_like(held[0])
+    candidates = before + schedule.num_heads * schedule.scales.tokens[query_scale]
+    return int((candidates + held[query_scale]).max()) * token_bytes
 
 
 def _gathered_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: int, attention: str) -> int:

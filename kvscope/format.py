@@ -278,12 +278,14 @@ ARRAYS = (
     Table("scale_height", ("source_scale",), "Height of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
     Table("scale_width", ("source_scale",), "Width of the token grid", "tokens", "i4", chunk=(0,), fixed=True),
     Table("drop_step", _HEAD_SCALES[1:], "The plan at the run's start: the step (query_scale × num_layers + layer) "
-          "right after which a head-scale is freed; the last step: kept to the end", "step", "i2", chunk=(0, 0, 0),
-          fixed=True),
+          "right after which a head-scale is freed; the last step: kept to the end. Where the header's schedule has "
+          "layer_tokens an online policy chose single tokens, and this is only the longest they can be there",
+          "step", "i2", chunk=(0, 0, 0), fixed=True),
     Table("revised_drop_step", _HEAD_SCALES, "The plan in force from this scale on where revisions.is_revised is 1, of "
           "the whole run: what it let go of at once has the step before the scale; -1: not revised here", "step", "i2",
           chunk=(1, 0, 0, 0), fill=-1, since_minor=2),
-    Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction",
+    Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction; in the "
+          "first row, as many in others",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),
     Table("read_tokens", _HEAD_SCALES, "Tokens that attention at the step could read, the current scale included",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from heatkv.revision import leaving
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -73,12 +70,5 @@ def bytes_held(plans: Plans, header: Header) -> NDArray[np.int64]:
 
 def evicted_tokens(plans: Plans, num_steps: int) -> NDArray[np.int64]:
     """Tokens freed by each of the first steps; what a revision let go of counts to the first step after it."""
-    layers, tokens = plans[0].schedule.num_layers, np.array(plans[0].schedule.scales.tokens)
-    evicted = np.zeros(num_steps, np.int64)
-    for step in range(num_steps):
-        evicted[step] = tokens[plan_at(plans, step // layers).evictions(step)[2]].sum()
-    for before, after in pairwise(plans):
-        if after.query_scale * layers < num_steps:
-            gone = leaving(before.schedule, after.schedule, after.query_scale)
-            evicted[after.query_scale * layers] += (gone * tokens).sum()
-    return evicted
+    evicted: NDArray[np.int64] = plans[0].schedule.written_tokens() - np.diff(tokens_held(plans), prepend=0)
+    return evicted[:num_steps]

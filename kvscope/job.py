@@ -125,6 +125,29 @@ class Job:
             mode=cast("Literal['free', 'forced']", mode),  # checked when the job is made
         )
 
+    def replanned(
+        self,
+        parent: Path,
+        mode: str,
+        *,
+        policy: str,
+        budget: float | None = None,
+        orders: Path | None = None,
+        sink_scales: int | None = None,
+    ) -> Job:
+        """This job of a parent trace again, under another policy. Raises UsageError for an unknown mode or a budget."""
+        return dataclasses.replace(
+            self,
+            policy=policy,
+            budget=budget,
+            orders=None if orders is None else str(orders),
+            sink_scales=sink_scales,
+            kv_codec=MODEL,  # as the budget: not the parent's
+            schedule=None,
+            parent=str(parent),
+            mode=cast("Literal['free', 'forced']", mode),  # checked when the job is made
+        )
+
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return dataclasses.asdict(self)
 

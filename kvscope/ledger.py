@@ -187,11 +187,14 @@ def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known
     head_dim, sizes = job.config.head_dim, {"rows": job.rows, "dtype_bytes": job.dtype_bytes}
     kept = schedule.bytes_held(head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
     stored = forecast.stored_bytes(schedule, head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
+    said = schedule.tokens_held().reshape(num_scales, -1).max(axis=1) * forecast.said_bytes(schedule, job.rows)
     capacity = schedule.capacity_bytes(head_dim, **sizes)
     layers = [_layer_bytes(schedule, job, scale) for scale in range(num_scales)]
-    found: dict[int | None, Known] = {None: _predicted(job, int(kept.max()), capacity, int(stored.max()), max(layers))}
+    whole = _Cache(int(kept.max()), capacity, int(stored.max()), int(said.max()))
+    found: dict[int | None, Known] = {None: _predicted(job, whole, max(layers))}
     for scale in range(num_scales):
-        found[scale] = _predicted(job, int(kept[scale]), capacity, int(stored[scale]), layers[scale])
+        cache = _Cache(int(kept[scale]), capacity, int(stored[scale]), int(said[scale]))
+        found[scale] = _predicted(job, cache, layers[scale])
     return found
 
 
@@ -200,22 +203,33 @@ def _layer_bytes(schedule: PruningSchedule, job: _Job, scale: int) -> int:
     return forecast.transients(schedule, job.config, scale, **sizes, attention=job.attention).total_bytes
 
 
-def _predicted(job: _Job, kept_bytes: int, capacity_bytes: int, stored_bytes: int, layer_bytes: int) -> Known:
+@dataclass(frozen=True, slots=True)
+class _Cache:
+    """The most that a cache takes, in bytes."""
+
+    kept: int
+    capacity: int
+    stored: int
+    said: int
+    """Of the index, what lies with the keys and values, on their device."""
+
+
+def _predicted(job: _Job, cache: _Cache, layer_bytes: int) -> Known:
     """The cache, exact; and estimates of what is known of the rest."""
     found = {
-        "kept": Amount(kept_bytes, "predicted"),
-        "capacity": Amount(capacity_bytes, "predicted"),
-        "stored": Amount(stored_bytes, "predicted"),
+        "kept": Amount(cache.kept, "predicted"),
+        "capacity": Amount(cache.capacity, "predicted"),
+        "stored": Amount(cache.stored, "predicted"),
     }
     if not job.is_known:
         return found | dict.fromkeys(("weights", "rss_added", "allocated"), unavailable("a model unknown here"))
     weight_bytes = forecast.weight_bytes(job.config, job.dtype_bytes)
     found["weights"] = Amount(weight_bytes, "predicted")
     if device_kind(job.device) == "cuda":
-        found["index_on_host"] = Amount(capacity_bytes - stored_bytes, "predicted")
-        found["allocated"] = Amount(capacity_bytes + weight_bytes + layer_bytes, "predicted")
+        found["index_on_host"] = Amount(cache.capacity + cache.said - cache.stored, "predicted")
+        found["allocated"] = Amount(cache.capacity + cache.said + weight_bytes + layer_bytes, "predicted")
     else:
-        found["rss_added"] = Amount(stored_bytes + layer_bytes, "predicted")
+        found["rss_added"] = Amount(cache.stored + layer_bytes, "predicted")
     return found
 
 
@@ -232,7 +246,8 @@ def _measured(trace: Trace, begin: int, end: int) -> Known:
         found[line] = _gpu_amount(trace, samples, column)
     found["rss"] = _most(memory, "process_rss_bytes", begin)
     if device_kind(trace.header.device) == "cuda":
-        return found | _measured_cuda(found, start, trace.allocator[begin], memory, begin)
+        said = _said_bytes(trace, found["kept"].num_bytes or 0)
+        return found | _measured_cuda(found, start, trace.allocator[begin], memory, begin, said_bytes=said)
     before = float(start["process_rss_bytes"][0])
     found["weights"] = unavailable("the system does not tell what memory is used for")
     found["rss_added"] = found["rss"]
@@ -252,10 +267,16 @@ def _measured_cache(header: Header, steps: NDArray[np.void]) -> Known:
     }
 
 
+def _said_bytes(trace: Trace, kept_bytes: int) -> int:
+    """As _Cache.said; an online policy's tokens are all in one codec."""
+    token_bytes = int(trace.header.bytes_of(trace.schedule)[0, 0, 0])
+    return kept_bytes // token_bytes * forecast.said_bytes(trace.schedule, trace.header.rows)
+
+
 def _measured_cuda(
-    found: Known, start: NDArray[np.void], before: np.void, memory: NDArray[np.void], begin: int
+    found: Known, start: NDArray[np.void], before: np.void, memory: NDArray[np.void], begin: int, *, said_bytes: int
 ) -> Known:
-    """`start`: before the first scale; `before`: before the first of these scales."""
+    """`start`: before the first scale; `before`: before the first of these scales; `said_bytes`: as _Cache.said."""
     capacity, stored = found["capacity"].num_bytes, found["stored"].num_bytes
     at_start, peak = float(start["allocated_bytes"][0]), float(memory["peak_bytes"][-1])
     found["reserved"] = _most(memory, "reserved_bytes", begin)
@@ -267,7 +288,7 @@ def _measured_cuda(
     if capacity is None or stored is None or not np.isfinite(at_start):
         return found | {"weights": unavailable("torch's allocator, or the pool's capacity, was not recorded")}
     found["weights"] = Amount(int(at_start) - capacity, "measured", "before the first scale")
-    found["index_on_host"] = Amount(capacity - stored, "measured")
+    found["index_on_host"] = Amount(capacity + said_bytes - stored, "measured")
     return found
 
 

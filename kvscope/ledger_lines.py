@@ -61,8 +61,9 @@ _CACHE = (
           "header capacity_tokens × bytes per token, or header pools",
           "the schedule's peak × bytes per token, of each codec"),
     Entry("index", "residual", "index of the pool",
-          "Numbers of the slots in use, 4 bytes each, by which attention finds its tokens; in the host's memory.",
-          "stored KV - pool capacity", "4 bytes × most slots used so far",
+          "Numbers of the slots in use, 4 bytes each, by which attention finds its tokens; in the host's memory; where "
+          "single tokens were chosen also which of them a slot holds in each row, with the keys and values.",
+          "stored KV - pool capacity", "4 bytes × most slots used so far; 2 or 6 more × rows × tokens if so",
           negative="the cache allocated less than it said it had room for; validate this trace"),
     Entry("stored", "level", "stored KV",
           "Every byte that the run allocated for the cache: the pool and its index.",
@@ -107,7 +108,7 @@ _GPU_RESERVED = Entry(
 _CUDA = (
     *_CACHE,
     Entry("index_on_host", "part", "less: index, in host memory",
-          "The index of the pool is no part of the GPU's memory, so it is taken off again.",
+          "What of the index is in host memory is no part of the GPU's memory, so it is taken off again.",
           "pool capacity - stored KV", "the same"),
     Entry("weights", "part", "weights and text",
           "What torch had allocated on the GPU before the first scale, less the pool: weights, text context, tables.",

@@ -21,7 +21,7 @@ MAP_GRID = (
     "Token (y, x) of a grid of height × width adds to the cell in row floor(y * rows / height) and column "
     f"floor(x * columns / width); rows = min(height, {MAP_CELLS}), columns = min(width, {MAP_CELLS}). So a grid of at "
     f"most {MAP_CELLS} × {MAP_CELLS} is stored token by token, from the top left. Cells past rows and columns, and "
-    "source scales that the head did not see, are not measured. The cells of a source scale sum up to its "
+    "cells of whose tokens the head saw none, are not measured. The cells of a source scale sum up to its "
     "attention_mass."
 )
 """How tokens become cells."""
@@ -49,7 +49,7 @@ def pool(token_map: NDArray[np.float32], scales: ScaleSchedule, query_scale: int
         begin, end = scales.offsets[source : source + 2]
         height, width = scales.sizes[source]
         tokens = token_map[:, begin:end].reshape(-1, height, width)
-        cells[:, source, : min(height, MAP_CELLS), : min(width, MAP_CELLS)] = _summed(_summed(tokens, axis=1), axis=2)
+        cells[:, source, : min(height, MAP_CELLS), : min(width, MAP_CELLS)] = _cells(tokens)
     return cells
 
 
@@ -66,6 +66,17 @@ def decode(codes: NDArray[np.uint8]) -> NDArray[np.float32]:
     fractions = MAP_FLOOR ** ((ONE_CODE - np.arange(ONE_CODE + 1)) / _STEPS)
     fractions[NOT_MEASURED_CODE], fractions[ZERO_CODE] = np.nan, 0
     return fractions.astype(np.float32)[codes]
+
+
+def _cells(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[head, rows, columns]; a cell of which some tokens were seen has their sum, one without any is NaN."""
+    seen = ~np.isnan(tokens)
+    if seen.all():
+        return _summed(_summed(tokens, axis=1), axis=2)
+    summed, counts = (
+        _summed(_summed(each, axis=1), axis=2) for each in (np.where(seen, tokens, np.float32(0)), seen.astype("f4"))
+    )
+    return np.where(counts > 0, summed, np.float32(np.nan))
 
 
 def _summed(values: NDArray[np.float32], *, axis: int) -> NDArray[np.float32]:

@@ -113,6 +113,8 @@ def _check_folder(folder: Path, names: tuple[str, ...], *, overwrite: bool) -> N
 
 def _planned_from(schedule: PruningSchedule, config: ModelConfig) -> tuple[float, HeadOrders]:
     """The budget and orders that the reference plans this schedule from. Raises ScheduleError."""
+    if schedule.online:
+        raise ScheduleError(f"policy {schedule.policy} chooses tokens during the run: there are no orders to write")
     if schedule.sink_scales >= schedule.scales.num_scales - 1:
         raise ScheduleError("every cached scale is a sink: there are no orders to write; keep fewer sink scales")
     orders = orders_behind(schedule)

@@ -31,13 +31,13 @@ class Plan:
     config: ModelConfig
     scales: ScaleSchedule
     schedule: PruningSchedule
-    """The plan; of an online policy only what can be there at most."""
+    """The plan; of an online policy what can be there at most, and how many tokens that is."""
     online: OnlinePlan | None = None
     """How many tokens an online policy may keep; None: everything is planned."""
 
     def tokens_held(self) -> NDArray[np.int64]:
         """Head-tokens of all layers after each step, [num_steps]: exact, for planned and online policies alike."""
-        return self.schedule.tokens_held() if self.online is None else self.online.tokens_held()
+        return self.schedule.tokens_held()
 
     @property
     def peak_tokens(self) -> int:
@@ -45,16 +45,11 @@ class Plan:
 
     def bytes_held(self, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
         """Bytes of keys and values after each step, over all layers and heads: [num_steps]; as `tokens_held`."""
-        if self.online is None:
-            return self.schedule.bytes_held(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
-        return self.online.tokens_held() * self.online.bytes_per_token(rows=rows, dtype_bytes=dtype_bytes)
+        return self.schedule.bytes_held(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
 
     def capacity_bytes(self, *, rows: int, dtype_bytes: int) -> int:
         """Keys and values that the run's pools have room for: its peak, in every codec its own."""
-        head_dim = self.config.head_dim
-        if self.online is None:
-            return self.schedule.capacity_bytes(head_dim, rows=rows, dtype_bytes=dtype_bytes)
-        return self.online.peak_tokens * self.online.bytes_per_token(rows=rows, dtype_bytes=dtype_bytes)
+        return self.schedule.capacity_bytes(self.config.head_dim, rows=rows, dtype_bytes=dtype_bytes)
 
 
 def plan_job(job: Job) -> Plan:
@@ -164,8 +159,13 @@ class PlanSummary:
     planned_peak_bytes: int
     peak_query_scale: int
     peak_layer: int
-    head_scales: int
-    head_scales_dropped: int
+    head_scales: int | None
+    """Those that may be dropped; None, as the next, where single tokens are chosen during the run."""
+    head_scales_dropped: int | None
+    online: bool
+    """Whether the policy chooses during the run."""
+    capacity_tokens: tuple[tuple[int, ...], ...] | None
+    """Head-tokens that each layer holds after its step, by query scale; None: of a planned policy."""
     schedule_sha256: str
     provenance: dict[str, Any]  # Any: JSON values
     tag: str = "estimated"
@@ -205,8 +205,12 @@ def summarize_plan(plan: Plan, *, dtype: str = "bfloat16", rows: int = 2) -> Pla
         planned_peak_bytes=int(held_bytes[peak]),
         peak_query_scale=peak // schedule.num_layers,
         peak_layer=peak % schedule.num_layers,
-        head_scales=prunable.size,
-        head_scales_dropped=int(np.count_nonzero(prunable < schedule.num_steps - 1)),
+        head_scales=None if schedule.online else prunable.size,
+        head_scales_dropped=None if schedule.online else int(np.count_nonzero(prunable < schedule.num_steps - 1)),
+        online=schedule.online,
+        capacity_tokens=None
+        if schedule.layer_tokens is None
+        else tuple(tuple(layers) for layers in schedule.layer_tokens.tolist()),
         schedule_sha256=schedule.content_hash,
         provenance=schedule.provenance,
     )

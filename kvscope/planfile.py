@@ -191,7 +191,7 @@ def plan_file(
     everything. Raises UsageError if the draft has a problem."""
     if draft.problem is not None:
         raise UsageError(f"the last edit cannot be met: {draft.problem.text}")
-    if draft.start.resident_scales < draft.start.scales.num_scales - 1:
+    if not draft.start.keeps_everything:
         fidelity = None  # it was learnt on runs that kept everything, and predicts how far from such a run one is
     return PlanFile(
         created_ns=time.time_ns(),

@@ -24,12 +24,13 @@ from kvscope.draft import Ground, ground_of
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.fidelity import Fidelity, Trial
+from kvscope.plan import Plan, plan_job
 from kvscope.trace import Trace
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from heatkv.forced import ForcedError, Reference
+    from heatkv.forced import AnyPlan, ForcedError, Reference
     from heatkv.pipeline import Pipeline
     from heatkv.policies import PlannedPolicy
     from kvscope.job import Job
@@ -54,7 +55,8 @@ class Tried:
 
 
 def reference_of(trace: Trace, pipeline: Pipeline) -> Reference:
-    """The recorded run again, at its own bits and with its own schedule. Raises UsageError if it is not finished."""
+    """The recorded run again, at its own bits and with its own plan. Raises UsageError if it is not finished, or if an
+    online policy's plan cannot be made again."""
     # Deferred: torch takes more than a second to import.
     import torch
 
@@ -69,10 +71,22 @@ def reference_of(trace: Trace, pipeline: Pipeline) -> Reference:
     sampling = Sampling(cfg=job.cfg, tau=job.tau, top_k=job.top_k, top_p=job.top_p)
     prompt = Prompt(pipeline.transformer, features[0], scales, sampling, features[1] if len(features) > 1 else None)
     bits = [torch.from_numpy(trace.bits(scale).copy()) for scale in range(scales.num_scales)]
-    return Reference.of(prompt, trace.schedule, bits=bits)
+    return Reference.of(prompt, _plan_of(trace), bits=bits)
 
 
-def measure_of(job: Job, pipeline: Pipeline, schedule: PruningSchedule) -> Measure | None:
+def _plan_of(trace: Trace) -> AnyPlan:
+    """What a recorded run obeyed; of an online policy what it is held to, planned again from its job."""
+    if not trace.schedule.online:
+        return trace.schedule
+    job = trace.header.job
+    if job.schedule is None:
+        plan = plan_job(job).online
+        if plan is not None and plan.bound().content_hash == trace.schedule.content_hash:
+            return plan
+    raise UsageError(f"{trace.path}: its policy {trace.schedule.policy} plans otherwise now; record the run again")
+
+
+def measure_of(job: Job, pipeline: Pipeline, plan: Plan) -> Measure | None:
     """What a forced job records of every scale beside all else; None: the job is not forced.
 
     Runs the parent once for its logits, and once more for the error of each head's attention.
@@ -84,7 +98,7 @@ def measure_of(job: Job, pipeline: Pipeline, schedule: PruningSchedule) -> Measu
 
     with Trace.open(Path(job.parent)) as parent:
         reference = reference_of(parent, pipeline)
-    errors = attention_error(reference, schedule).astype(np.float32)
+    errors = attention_error(reference, plan.online or plan.schedule).astype(np.float32)
 
     def measure(scale: Any) -> Mapping[str, NDArray[np.generic]]:  # Any: heatkv.probe.ScaleInfo, with torch tensors
         query_scale = scale.query_scale
@@ -183,7 +197,7 @@ def _random(ground: Ground, generator: np.random.Generator) -> PruningSchedule:
 
 def check_full(trace: Trace) -> None:
     """Raises UsageError unless the run kept everything and measured its attention."""
-    if trace.schedule.resident_scales < trace.schedule.scales.num_scales - 1:
+    if not trace.schedule.keeps_everything:
         raise UsageError(f"{trace.path}: recorded under {trace.schedule.policy}; learning needs runs of policy full")
     if "mass" not in trace.header.tiers:
         raise UsageError(f"{trace.path}: recorded without attention mass; record it again without --no-attention-mass")

@@ -27,6 +27,7 @@ def summary_text(summary: Summary) -> str:
         + (f" ({summary.message})" if summary.message else ""),
         f"{summary.model} {summary.resolution}, policy {summary.policy}, {summary.dtype} on {summary.device}, "
         f"{summary.rows} rows{took}",
+        *_choice_lines(summary),
         "",
         *_table(_cache_rows(summary)),
         f"  100 % = {summary.denominator}: {head_tokens_text(summary.denominator_tokens)}",
@@ -57,6 +58,15 @@ def _cache_rows(summary: Summary) -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def _choice_lines(summary: Summary) -> Iterable[str]:
+    """What must be known where tokens were chosen one by one."""
+    if summary.online:
+        yield (
+            f"{summary.policy} chose single tokens during the run; kept and read tokens are counted in the first row, "
+            "other rows may keep other tokens, as many of each head"
+        )
+
+
 def _scale_rows(summary: Summary) -> Sequence[tuple[str, ...]]:
     """The finished scales under their titles; bytes are the most within each."""
     if not summary.scales:
@@ -71,7 +81,9 @@ def _scale_rows(summary: Summary) -> Sequence[tuple[str, ...]]:
 
 def plan_text(summary: PlanSummary) -> str:
     """A plan in a few lines."""
-    dropped = f"{summary.head_scales_dropped} of {summary.head_scales} prunable head-scales leave before the end"
+    dropped = f"; {summary.head_scales_dropped} of {summary.head_scales} prunable head-scales leave before the end"
+    if summary.online:
+        dropped = ""
     return _lines_text(
         [
             f"{summary.model} {summary.resolution} aspect {summary.aspect:g}, policy {summary.policy}, "
@@ -90,11 +102,23 @@ def plan_text(summary: PlanSummary) -> str:
             ),
             f"  100 % = {summary.denominator}; bytes are {summary.tag}: tokens × bytes per token",
             *_codec_lines(summary),
-            f"  peak after scale {summary.peak_query_scale}, layer {summary.peak_layer}; {dropped}",
+            f"  peak after scale {summary.peak_query_scale}, layer {summary.peak_layer}{dropped}",
+            *_capacity_lines(summary),
             f"  least feasible budget: {fraction_text(summary.minimum_budget)} (the sink scales)",
             f"  schedule {summary.schedule_sha256[:12]}",
         ]
     )  # fmt: skip
+
+
+def _capacity_lines(summary: PlanSummary) -> Iterable[str]:
+    """How many tokens an online policy may keep; none of a planned policy."""
+    if summary.capacity_tokens is None:
+        return
+    yield f"  which tokens stay is chosen during the run by {summary.policy}; how many is planned:"
+    for scale, layers in enumerate(summary.capacity_tokens):
+        least, most = min(layers), max(layers)
+        each = head_tokens_text(most) if least == most else f"{least:,} to {head_tokens_text(most)}"
+        yield f"    after scale {scale}: {each} a layer, {head_tokens_text(sum(layers))} in all"
 
 
 def _codec_lines(summary: PlanSummary) -> Iterable[str]:

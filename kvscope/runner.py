@@ -115,7 +115,7 @@ def run_job(
     if gate is not None:
         gate.loading(out)
     pipeline = (load or load_pipeline)(job, plan.config, narrate, threads=threads)
-    measure = measure_of(job, pipeline, plan.schedule)
+    measure = measure_of(job, pipeline, plan)
     sampler = GpuSampler(gpu=_gpu(pipeline))
     recorder = Recorder(
         out,

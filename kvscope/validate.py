@@ -18,7 +18,7 @@ from heatkv.config import MODELS
 from heatkv.errors import ScheduleError
 from heatkv.revision import revised
 from heatkv.schedule import PruningSchedule
-from kvscope import layout, maps
+from kvscope import chosen, layout, maps
 from kvscope.analysis import summarize
 from kvscope.errors import TraceError
 from kvscope.findings import Finding, more_text, unequal
@@ -114,6 +114,9 @@ def _steps(trace: Trace) -> Iterator[Finding]:
 
 
 def _tokens(trace: Trace) -> Iterator[Finding]:
+    if trace.schedule.online:
+        yield from chosen.token_findings(trace)
+        return
     done, why = trace.scales_done, "as the schedule says"
     kept = by_scale(trace.plans, PruningSchedule.kept_tokens, num_scales=done)
     read = by_scale(trace.plans, PruningSchedule.read_tokens, num_scales=done)
@@ -247,7 +250,10 @@ def _mass(trace: Trace) -> Iterator[Finding]:
     for name, tier in (("attention_mass", "mass"), ("attention_mass_uncond", "mass_uncond")):
         mass = getattr(trace, name)
         if mass.size:
-            yield from _one_mass(name, mass, _visible(trace, is_measured=tier in trace.header.tiers))
+            visible = _visible(trace, is_measured=tier in trace.header.tiers)
+            if trace.schedule.online and tier == "mass_uncond" and visible.any():
+                visible = chosen.may_be_measured(~np.isnan(mass))
+            yield from _one_mass(name, mass, visible)
 
 
 def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
@@ -256,6 +262,8 @@ def _visible(trace: Trace, *, is_measured: bool) -> NDArray[np.bool_]:
     shape = (len(done), *trace.schedule.drop_step.shape)
     if not is_measured or not done:
         return np.zeros(shape, np.bool_)
+    if trace.schedule.online:
+        return chosen.seen(trace)
     return np.stack([plan_at(trace.plans, scale).visible(scale) for scale in done])
 
 
@@ -286,7 +294,11 @@ def _maps(trace: Trace) -> Iterator[Finding]:
 def _map_finding(trace: Trace, visible: NDArray[np.bool_], query_scale: int, layer: int, head: int) -> Finding | None:
     where = f"attention_map[{query_scale}, {layer}, {head}]"
     cells = trace.attention_map(query_scale, layer, head)
-    if not np.array_equal(~np.isnan(cells), visible[:, None, None] & _grid_cells(trace)):
+    if trace.schedule.online and visible.any():
+        is_whole = chosen.is_map_whole(trace, cells, visible, query_scale, layer, head)
+    else:
+        is_whole = np.array_equal(~np.isnan(cells), visible[:, None, None] & _grid_cells(trace))
+    if not is_whole:
         return Finding(where, "NaN in other cells", "NaN past the grid and where the head could not see, only there")
     total = float(np.nansum(cells, dtype=np.float64))
     if visible.any() and abs(total - 1) > maps.MAP_ERROR + MASS_TOLERANCE:

@@ -30,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="B",
         help=f"only this; may be repeated (default: {listed})",
     )
+    add("--policy", metavar="P", help="of this policy (default: any that drops whole head-scales)")
     add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=options.DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
     add("--device", default="cuda", metavar="D", help="cuda or cpu (default: %(default)s)")
@@ -57,7 +58,13 @@ def run(args: argparse.Namespace) -> int:
     config = model_config(args.model)
     guidance = config.cfg if args.cfg is None else args.cfg
     setting = Setting(
-        config, args.device, args.dtype, DTYPE_BYTES[args.dtype], 1 if guidance == 1 else 2, aspect=args.aspect
+        config,
+        args.device,
+        args.dtype,
+        DTYPE_BYTES[args.dtype],
+        1 if guidance == 1 else 2,
+        aspect=args.aspect,
+        policy=args.policy,
     )
     found = capacity(
         setting,

@@ -28,7 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=True,
         metavar="SCHEDULE",
-        help="read no trace, but predict: of this schedule file, or of what the options below say",
+        help="read no trace, but predict: of this schedule file, or of what the options below say (not needed beside "
+        "--policy or --budget)",
     )
     add("--device", metavar="D", help="where a plan would run: cpu or cuda (default: cpu)")
     options.model_options(parser)
@@ -41,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
     """Print the ledger."""
     if args.device not in (None, "cpu", "cuda"):
         raise UsageError(f"--device {args.device}; expected cpu or cuda")
+    if args.trace is None and args.plan is None and (args.policy is not None or args.budget is not None):
+        args.plan = True
     if (args.trace is None) == (args.plan is None):
         raise UsageError("give a trace, or --plan with a schedule file or the options of `kvscope plan`; one of them")
     ledger = _planned(args) if args.trace is None else _recorded(args)

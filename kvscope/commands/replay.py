@@ -1,4 +1,4 @@
-"""`kvscope replay`: run a recorded job again under another schedule, at the parent's bits or freely."""
+"""`kvscope replay`: run a recorded job again under another schedule or policy, at the parent's bits or freely."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvscope.arguments import whole
-from kvscope.errors import OutputError
+from kvscope.arguments import fraction, whole
+from kvscope.errors import OutputError, UsageError
 from kvscope.narration import narrate, print_data
 from kvscope.options import codec_option
 from kvscope.units import bytes_text, fraction_text, printable
@@ -24,7 +24,11 @@ MODES = ("forced", "free")
 def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("trace", type=Path, metavar="TRACE", help="the recorded run")
-    add("--schedule", type=Path, required=True, metavar="FILE", help="the schedule to obey instead")
+    add("--schedule", type=Path, metavar="FILE", help="the schedule to obey instead")
+    add("--policy", metavar="P", help="or the policy to run instead (default: heatkv with a budget)")
+    add("--budget", type=fraction, metavar="B", help="of the policy: peak of the cached tokens, of the history's")
+    add("--orders", type=Path, metavar="FILE", help="of the policy: head orders, or a calibration")
+    add("--sink-scales", type=whole, metavar="N", help="of the policy: first scales that are never evicted")
     codec_option(parser)
     run_options(parser)
 
@@ -42,15 +46,33 @@ def run_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run it, record it, and say what became of it beside what was estimated."""
     # Deferred: --help must not load numpy.
-    from heatkv.schedule import PruningSchedule
+    from kvscope.plan import plan_job
     from kvscope.trace import Trace
 
-    schedule = PruningSchedule.load(args.schedule)
+    of_policy = [name for name in ("policy", "budget", "orders", "sink_scales") if getattr(args, name) is not None]
+    if args.schedule is not None and of_policy:
+        unread = ", ".join(f"--{name.replace('_', '-')}" for name in of_policy)
+        raise UsageError(f"--schedule says all that {unread} would; give one or the other")
+    if args.schedule is None and args.policy is None and args.budget is None:
+        raise UsageError("replay under what? give --schedule FILE, or --policy P with --budget B")
     with Trace.open(args.trace) as parent:
-        job = parent.header.job.replayed(args.trace, args.schedule, args.mode)
+        job = _job(args, parent.header.job)
     if args.kv_codec is not None:
-        job, schedule = replace(job, kv_codec=args.kv_codec), schedule.in_codec(args.kv_codec)
-    return run_and_tell(args, job, args.trace, schedule.content_hash)
+        job = replace(job, kv_codec=args.kv_codec)
+    return run_and_tell(args, job, args.trace, plan_job(job).schedule.content_hash)
+
+
+def _job(args: argparse.Namespace, recorded: Job) -> Job:
+    if args.schedule is not None:
+        return recorded.replayed(args.trace, args.schedule, args.mode)
+    return recorded.replanned(
+        args.trace,
+        args.mode,
+        policy=args.policy or "heatkv",
+        budget=args.budget,
+        orders=args.orders,
+        sink_scales=args.sink_scales,
+    )
 
 
 def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha256: str) -> int:
@@ -82,7 +104,7 @@ def after_text(found: After) -> str:
         f"trace           {printable(found.trace)}",
         f"schedule        {found.schedule_sha256[:12]}, {obeyed}",
         f"peak            {guess}, {taken}; {exact}",
-        f"attention lost  est. {fraction_text(found.lost, absent='unknown')}",
+        f"attention lost  est. {fraction_text(found.lost, absent=_unknown(found))}",
     ]
     if found.kl is not None:
         scales = "  ".join(f"{value:.2g}" for value in found.kl_by_scale)
@@ -93,3 +115,7 @@ def after_text(found: After) -> str:
             f"attention error forced, by layer  {layers}",
         ]
     return "\n".join(lines)
+
+
+def _unknown(found: After) -> str:
+    return "unknown" if found.why_no_lost is None else f"unknown: {found.why_no_lost}"

@@ -62,6 +62,11 @@ class Content:
     def tiers(self) -> tuple[str, ...]:
         return self._trace.header.tiers
 
+    def is_chosen(self, source_scale: int) -> bool:
+        """Whether an online policy chooses which tokens of a source scale stay: no plan says when they leave."""
+        schedule = self._trace.schedule
+        return schedule.online and schedule.sink_scales <= source_scale < schedule.scales.num_scales - 1
+
     @property
     def drop_step(self) -> NDArray[np.int16]:
         """[layer, head, source_scale]"""

@@ -98,7 +98,9 @@ def _head_scale_rows(content: Content) -> Iterator[list[Cell]]:
     arrays = [content.head_scales(name) for name in HEAD_SCALE_TABLES]
     for scale in range(content.scales_done):
         for layer, head, source in np.ndindex(content.num_layers, content.num_heads, scale + 1):
-            drop_step = int(content.drop_step[layer, head, source])
+            # Where tokens are chosen during the run only sinks and the last scale have a planned step.
+            planned = not content.is_chosen(source)
+            drop_step = int(content.drop_step[layer, head, source]) if planned else None
             values = [_number(array[scale, layer, head, source].item()) for array in arrays]
             yield [scale, layer, head, source, drop_step, *values]
 

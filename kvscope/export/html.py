@@ -189,7 +189,17 @@ def _kept_over_time(content: Content) -> Iterator[str]:
     yield note(
         f"{_tag(content.facts.summary.tags['scales'])}. Of the tokens that a scale wrote in all layers and heads, the "
         "share that was still in the cache when the scale on the left was done. Nothing reads the last scale again, so "
-        "it is not kept."
+        f"it is not kept.{_choice(content.facts.summary)}"
+    )
+
+
+def _choice(summary: Summary) -> str:
+    """What must be known of shares where tokens were chosen one by one."""
+    if not summary.online:
+        return ""
+    return (
+        f" Which tokens stay was chosen during the run by {safe(summary.policy)}; shares are the first row's, other "
+        "rows may keep other tokens, as many of each head."
     )
 
 
@@ -207,7 +217,8 @@ def _kept_by_head(content: Content) -> Iterator[str]:
     for source in range(min(last + 1, len(tokens) - 1) or 1):
         shares = kept[:, :, source] / tokens[source]
         holding = int((shares > 0).sum())
-        words = f"source {source}: {holding:,} of {shares.size:,} heads keep it"
+        what = "some of it" if content.facts.summary.online else "it"
+        words = f"source {source}: {holding:,} of {shares.size:,} heads keep {what}"
         yield f"<figure>{svg.cells(shares, words)}<figcaption>{words}</figcaption></figure>"
     yield "</div>"
     yield note(

@@ -19,6 +19,7 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
+from kvscope.estimate import chosen_words
 from kvscope.recent import recent, remember
 from kvscope.tui import goto
 from kvscope.tui.actions import actions_of, bindings, keys_shown
@@ -660,6 +661,8 @@ class KVScopeApp(App[None]):
                 self.say(self.misplaced, bad=True)
             cursor = self._place.of(first_cursor(snapshot), shape)
             view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
+            if snapshot.schedule.online:
+                view = replace(view, edit_refused=chosen_words(snapshot.schedule))
             self._remote.follow(snapshot)
             self._begin_editing(snapshot)
         else:

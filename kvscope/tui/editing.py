@@ -250,8 +250,8 @@ def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
                 f"{options.fidelity}: learnt on {named.model} at other scales or of another model than "
                 f"{snapshot.header.model}'s; leave it out, or learn one with `kvscope fidelity`"
             )
-        return named if _kept_everything(snapshot) else None
-    if not _kept_everything(snapshot):
+        return named if snapshot.schedule.keeps_everything else None
+    if not snapshot.schedule.keeps_everything:
         return None
     beside = snapshot.path.with_name(f"{snapshot.header.model}{_FIDELITY_SUFFIX}")
     try:
@@ -260,10 +260,6 @@ def fidelity_for(snapshot: Snapshot, options: EditOptions) -> Fidelity | None:
         return None
     fits = found is not None and found.fits(snapshot.header.model, snapshot.schedule.scales.sizes)
     return found if fits else None
-
-
-def _kept_everything(snapshot: Snapshot) -> bool:
-    return snapshot.schedule.resident_scales >= snapshot.schedule.scales.num_scales - 1
 
 
 def _words(line: str, before: History, after: History) -> str:

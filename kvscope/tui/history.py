@@ -15,9 +15,10 @@ import numpy as np
 
 from kvscope import units
 from kvscope.in_force import plan_at
-from kvscope.tui.metrics import ranks_of, scas_of
+from kvscope.tui.metrics import kept_words, ranks_of, scas_of
 
 if TYPE_CHECKING:
+    from heatkv.schedule import PruningSchedule
     from kvscope.tui.feed import Snapshot
 
 NOBODY_LOOKED = "unknown since: nothing looked"
@@ -34,6 +35,8 @@ class Fate(Enum):
     KEPT = "kept"
     """To the end of the run."""
     DROPPED = "dropped"
+    CHOSEN = "chosen"
+    """Token by token, by an online policy during the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +54,7 @@ class Moment:
     of_cache: float
     """Share of the attention that the head paid to earlier scales; NaN at its own query scale too."""
     as_planned: bool
-    """Kept and read as the schedule says."""
+    """Kept and read as the schedule says; of an online policy: nothing is kept that was not read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,8 @@ def rule_words(snapshot: Snapshot, history: History) -> str:
         return f"The first {schedule.sink_scales} scales of this run are its sink scales: no policy evicts them."
     budget = "" if schedule.budget is None else f" with a budget of {units.fraction_text(schedule.budget)}"
     rule = f"Decided by the policy {units.printable(schedule.policy)}{budget}, {_source(snapshot)}"
+    if history.fate is Fate.CHOSEN:
+        return f"{_choice(snapshot, budget)} {_rows(snapshot)}"
     if history.is_early:
         reason = ", to stay within the budget" if schedule.budget is not None else ""
         return f"{rule}. Dropped early, before its own layer read it at that scale{reason}."
@@ -160,6 +165,7 @@ def planned_words(history: History) -> str:
         Fate.KEPT: "kept to the end",
         Fate.LAST: "never cached",
         Fate.UNKEPT: f"read at scale {history.source_scale}, never kept",
+        Fate.CHOSEN: "only how many tokens the head holds; which ones is chosen during the run",
         Fate.DROPPED: f"dropped after scale {scale}, layer {layer}" + (" (early)" if history.is_early else ""),
     }[history.fate]
 
@@ -170,7 +176,9 @@ def observed_words(history: History) -> str:
         return "not written yet"
     kept = [one.query_scale for one in history.moments if one.kept_tokens]
     read, now = history.last_read, history.moments[-1].query_scale
-    if not history.is_gone:
+    if history.fate is Fate.CHOSEN and not history.is_gone:
+        words = f"{kept_words(history.moments[-1].kept_tokens, history.tokens)} held after scale {now}"
+    elif not history.is_gone:
         words = f"held after scale {now}"
     elif not kept:
         words = f"read at scale {history.source_scale}, held after no scale"
@@ -178,6 +186,8 @@ def observed_words(history: History) -> str:
         words = f"gone after scale {read.query_scale}, which read it"
     else:
         words = f"held after scale {kept[-1]}, gone when scale {kept[-1] + 1} read"
+    if history.fate is Fate.CHOSEN:
+        return words
     if history.unplanned:
         return f"{words}; not as planned at scale {', '.join(map(str, history.unplanned))}"
     return f"{words}: as planned"
@@ -197,6 +207,12 @@ def size_words(history: History) -> str:
     size = f"{units.tokens_text(history.tokens)} = {units.bytes_text(history.num_bytes)}"
     if history.fate is Fate.LAST:
         return f"nothing: its {units.tokens_text(history.tokens)} are never cached"
+    if history.fate is Fate.CHOSEN and history.moments:
+        now = history.moments[-1]
+        held = (
+            f"{units.tokens_text(now.kept_tokens)} = {units.bytes_text(now.kept_bytes)} after scale {now.query_scale}"
+        )
+        return f"{held}; all of it would take {size}"
     if history.fate is Fate.UNKEPT:
         return f"nothing; keeping it would take {size}"
     if history.fate is Fate.DROPPED:
@@ -206,13 +222,39 @@ def size_words(history: History) -> str:
 
 def lost_words(history: History) -> str:
     """What went with it: its last measured mass, and that nothing is known of later."""
+    if history.fate is Fate.CHOSEN and history.moments and 0 < history.moments[-1].kept_tokens < history.tokens:
+        gone = history.tokens - history.moments[-1].kept_tokens
+        return f"{units.tokens_text(gone)} of it; what attention they would get is {NOBODY_LOOKED}"
     if not history.is_gone or history.fate is Fate.LAST:
         return "nothing so far: it is still there" if history.moments and history.fate is not Fate.LAST else "nothing"
     last = history.last_read
     if last is None or np.isnan(last.mass):
         return f"{units.NOT_MEASURED}; {NOBODY_LOOKED}"
-    at = f"at scale {last.query_scale}, the last to read it"
+    of = "the tokens left of it" if history.fate is Fate.CHOSEN else "it"
+    at = f"at scale {last.query_scale}, the last to read {of}"
     return f"{units.fraction_text(last.mass)} of this head's attention {at}; {NOBODY_LOOKED}"
+
+
+def _choice(snapshot: Snapshot, budget: str) -> str:
+    """Who chooses, and with which parameters."""
+    schedule = snapshot.schedule
+    policy = f"{units.printable(schedule.policy)}{parameters_words(schedule)}"
+    return f"Chosen by the policy {policy}{budget}: token by token, after each scale, during the run."
+
+
+def parameters_words(schedule: PruningSchedule) -> str:
+    """An online policy's parameters: `:window=4,kernel=5`; empty: it has none, or they are not known."""
+    given = schedule.provenance.get("parameters")
+    if not isinstance(given, dict) or not given:
+        return ""
+    return ":" + units.printable(",".join(f"{name}={value}" for name, value in given.items()))
+
+
+def _rows(snapshot: Snapshot) -> str:
+    """Whose tokens are told of."""
+    if snapshot.schedule.provenance.get("rows") == "run":
+        return "Every row keeps the same tokens."
+    return "What is told here is the first row; other rows may keep other tokens, as many of the head in all."
 
 
 def _source(snapshot: Snapshot) -> str:
@@ -238,6 +280,8 @@ def _fate(snapshot: Snapshot, layer: int, head: int, source_scale: int) -> Fate:
         return Fate.LAST
     if source_scale < schedule.sink_scales:
         return Fate.SINK
+    if schedule.online:
+        return Fate.CHOSEN
     if drop_step == schedule.num_steps - 1:
         return Fate.KEPT
     return Fate.UNKEPT if drop_step == source_scale * schedule.num_layers + layer else Fate.DROPPED
@@ -256,7 +300,9 @@ def _moment(snapshot: Snapshot, query_scale: int, layer: int, head: int, source_
         mass=mass,
         mass_uncond=float(snapshot.attention_mass_uncond[place]),
         of_cache=mass / past if past > 0 else float("nan"),
-        as_planned=(kept, read) == _planned(snapshot, query_scale, layer, head, source_scale),
+        as_planned=kept <= read
+        if snapshot.schedule.online
+        else (kept, read) == _planned(snapshot, query_scale, layer, head, source_scale),
     )
 
 

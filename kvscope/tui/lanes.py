@@ -139,6 +139,8 @@ def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: i
         return "never cached: it is the last scale"
     if source_scale < schedule.sink_scales:
         return "a sink, never dropped"
+    if schedule.online:
+        return "chosen during the run, token by token"
     if drop_step == schedule.num_steps - 1:
         return "kept to the end"
     if drop_step == source_scale * schedule.num_layers + layer:

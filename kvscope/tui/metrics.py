@@ -74,6 +74,9 @@ class Metric:
 NEVER_CACHED = "never cached"
 """Of the last scale: nothing reads it after its own step."""
 
+CHOSEN = "chosen during the run"
+"""Of when a head-scale is dropped, where an online policy chooses token by token."""
+
 
 LOG_DECADES = 3
 """How far below the highest value the lowest colour of logarithmic heat is."""
@@ -111,6 +114,10 @@ def cell_text(snapshot: Snapshot, name: str, cursor: Cursor, *, brief: bool = Fa
     if cursor.query_scale >= len(volume.values):
         return "not reached"
     cell = Cell(int(volume.cells[place]))
+    if name == "drop_step" and cell is Cell.UNKNOWN:
+        return CHOSEN
+    if cell is Cell.VALUE and name in ("kept", "read") and snapshot.schedule.online:
+        return _part_text(snapshot, name, cursor, round(float(volume.values[place])), brief=brief)
     if cell is Cell.VALUE:
         return METRICS[name].words(snapshot, float(volume.values[place]), brief=brief)
     if cell is Cell.DROPPED and cursor.source_scale == snapshot.schedule.scales.num_scales - 1:
@@ -160,6 +167,8 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
         return "the last scale is never cached: only its own step reads it"
     if source < schedule.sink_scales:
         return f"sink scale: the first {schedule.sink_scales} are never evicted"
+    if schedule.online:
+        return _chosen(snapshot, cursor, reached=reached)
     if drop_step == schedule.num_steps - 1:
         return "kept to the end of the run" if reached else "planned to be kept to the end of the run"
     if drop_step == source * schedule.num_layers + cursor.layer:
@@ -170,10 +179,37 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
     return f"will be dropped {after}: frees {_freed(snapshot, cursor)}"
 
 
+def _chosen(snapshot: Snapshot, cursor: Cursor, *, reached: bool) -> str:
+    """What an online policy has chosen of a head-scale by the cursor's query scale."""
+    policy = units.printable(snapshot.schedule.policy)
+    if not reached:
+        return f"{policy} will choose during the run which of its tokens stay"
+    kept, tokens = int(snapshot.kept_tokens[_place(cursor)]), snapshot.schedule.scales.tokens[cursor.source_scale]
+    return f"chosen during the run by {policy}: {kept_words(kept, tokens)} kept after scale {cursor.query_scale}"
+
+
+def kept_words(kept: int, tokens: int) -> str:
+    """How many of a head-scale's tokens: `5 of 16 tokens`, `all 16 tokens`, `none of 16 tokens`."""
+    how_many = {0: "none of", tokens: "all"}.get(kept, f"{kept:,} of")
+    return f"{how_many} {units.tokens_text(tokens)}"
+
+
+def _part_text(snapshot: Snapshot, name: str, cursor: Cursor, count: int, *, brief: bool) -> str:
+    """Tokens of a head-scale that may be there in part; bytes too where there is room."""
+    tokens = snapshot.schedule.scales.tokens[cursor.source_scale]
+    words = units.tokens_text(tokens) if count == tokens else f"{count:,} of {units.tokens_text(tokens)}"
+    if brief or name == "read":
+        return words
+    return f"{words} = {units.bytes_text(count * _token_bytes(snapshot, cursor))}"
+
+
 def _freed(snapshot: Snapshot, cursor: Cursor) -> str:
     tokens = snapshot.schedule.scales.tokens[cursor.source_scale]
-    each = snapshot.header.bytes_of(snapshot.schedule)[cursor.layer, cursor.head, cursor.source_scale]
-    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * int(each))}"
+    return f"{units.tokens_text(tokens)} = {units.bytes_text(tokens * _token_bytes(snapshot, cursor))}"
+
+
+def _token_bytes(snapshot: Snapshot, cursor: Cursor) -> int:
+    return int(snapshot.header.bytes_of(snapshot.schedule)[cursor.layer, cursor.head, cursor.source_scale])
 
 
 def _place(cursor: Cursor) -> tuple[int, int, int, int]:
@@ -251,8 +287,15 @@ def _entropy(snapshot: Snapshot) -> Volume:
 
 
 def _drop_step(snapshot: Snapshot) -> Volume:
-    values = np.broadcast_to(snapshot.schedule.drop_step.astype(np.float64), snapshot.kept_tokens.shape)
-    return Volume(values, _cells(np.ones(values.shape, dtype=np.bool_)))
+    """By plan; unknown of what an online policy chooses."""
+    schedule = snapshot.schedule
+    values = np.broadcast_to(schedule.drop_step.astype(np.float64), snapshot.kept_tokens.shape)
+    cells = _cells(np.ones(values.shape, dtype=np.bool_))
+    if schedule.online:
+        planned = np.arange(schedule.scales.num_scales) < schedule.sink_scales
+        planned[-1] = True
+        cells[(cells == Cell.VALUE) & ~planned] = Cell.UNKNOWN
+    return Volume(values, cells)
 
 
 def _source_tokens(snapshot: Snapshot, _volume: Volume, cursor: Cursor) -> tuple[float, float]:

@@ -102,7 +102,7 @@ def shoot(
 async def _shoot(app: KVScopeApp, form: Form, look: Look, keys: Sequence[str], wait: _Wait) -> str:
     async with app.run_test(size=(look.width, look.height)) as pilot:
         await _settled(app, pilot, wait)
-        if app.view.edit_refused is not None:
+        if wait.for_edits and app.view.edit_refused is not None:
             raise UsageError(app.view.edit_refused)
         if app.misplaced is not None:
             raise UsageError(app.misplaced)

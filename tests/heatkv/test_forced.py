@@ -14,7 +14,10 @@ from heatkv.config import ModelConfig
 from heatkv.errors import ScheduleError
 from heatkv.forced import Prompt, Reference, attention_error, bit_flips, bit_kl, forced_error
 from heatkv.generate import Sampling
+from heatkv.online import OnlinePlan
 from heatkv.policies.full import FullPolicy
+from heatkv.policies.snapkv import SnapKVPolicy
+from heatkv.policies.window import WindowPolicy
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from heatkv.transformer import Infinity
@@ -178,3 +181,53 @@ class TestMeasures:
 
         assert bit_flips(tie, one) == 1
         assert bit_flips(tie, zero) == 0
+
+
+@pytest.fixture
+def online(prompt: Prompt) -> OnlinePlan:
+    """A policy that keeps a third, other tokens in every row."""
+    return SnapKVPolicy(window=4).plan(prompt.model.config, prompt.scales, budget=0.4)
+
+
+def test_an_online_policy_that_lets_everything_stay_has_no_error(prompt: Prompt, reference: Reference) -> None:
+    everything = WindowPolicy().plan(prompt.model.config, prompt.scales, budget=1.0)
+
+    found = forced_error(reference, everything)
+
+    # Rounding of float32 sums in another order is all that there is.
+    assert found.mean_kl < 1e-9
+    assert attention_error(reference, everything).max() < 1e-5
+
+
+def test_an_online_policy_errs_only_once_something_is_gone(reference: Reference, online: OnlinePlan) -> None:
+    held = online.bound().tokens_held().reshape(online.scales.num_scales, -1)
+    whole = (
+        held[:, -1]
+        == np.minimum(np.cumsum(online.scales.tokens), online.scales.history_tokens)
+        * online.config.num_layers
+        * online.config.num_heads
+    )
+
+    found, errors = forced_error(reference, online), attention_error(reference, online)
+
+    first = int(np.argmin(whole)) + 1  # the scale after the first that let something go
+    assert found.kl[:first].max() < 1e-9
+    assert found.kl[first:].min() > 1e-9
+    assert errors[:first].max() < 1e-5
+    assert errors[first:].max() > 1e-3
+
+
+def test_a_run_of_an_online_policy_is_a_reference_too(prompt: Prompt, online: OnlinePlan) -> None:
+    reference = Reference.of(prompt, online, seed=3)
+
+    assert forced_error(reference, online).mean_kl == 0.0
+    assert attention_error(reference, online).max() == 0.0
+    assert forced_error(reference, full(prompt)).mean_kl > 0
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.02])
+def test_heads_that_keep_nothing_still_choose_at_the_next_scale(reference: Reference, budget: float) -> None:
+    scarce = WindowPolicy().plan(reference.prompt.model.config, reference.prompt.scales, budget=budget, sink_scales=0)
+
+    assert scarce.capacity.min() == 0
+    assert forced_error(reference, scarce).mean_kl > 0

@@ -53,7 +53,7 @@ class TestPlan:
         bound = plan.bound()
 
         assert bound.online
-        assert bound.provenance["peak_tokens"] == plan.peak_tokens
+        assert bound.peak_tokens == plan.peak_tokens
         assert (bound.budget, bound.policy) == (0.2, "window")
 
 

@@ -127,6 +127,58 @@ class TestMeaning:
             np.testing.assert_array_equal(tables[1][query_scale, layer], readable * tokens)
             assert tables[2][step] == (held * tokens).sum()
 
+    @given(schedules())
+    @settings(deadline=None, max_examples=30)
+    def test_what_leaves_after_each_step_is_what_the_evictions_name(self, schedule: PruningSchedule) -> None:
+        tokens = np.array(schedule.scales.tokens)
+        named = [int(tokens[schedule.evictions(step)[2]].sum()) for step in range(schedule.num_steps)]
+
+        assert schedule.evicted_tokens().tolist() == named
+
+
+class TestOnline:
+    """A schedule of an online policy: how many tokens each layer holds, not which."""
+
+    LAYER_TOKENS = ((2, 2), (5, 4), (6, 6), (6, 6))
+
+    def schedule(self, layer_tokens: Any = LAYER_TOKENS) -> PruningSchedule:  # Any: also what must be refused
+        drop_step = np.full((2, 2, 4), KEPT, dtype=np.int16)
+        drop_step[:, :, 3] = np.array(LAST)[:, None]
+        return _schedule(drop_step, layer_tokens=layer_tokens)
+
+    def test_counts_what_its_layers_hold(self) -> None:
+        schedule = self.schedule()
+
+        assert schedule.tokens_held().tolist() == [2, 4, 7, 9, 10, 12, 12, 12]
+        assert schedule.evicted_tokens().tolist() == [0, 0, 1, 2, 7, 6, 0, 0]
+        assert schedule.peak_tokens == 12
+
+    def test_promises_no_scale_but_the_sinks(self) -> None:
+        assert self.schedule().resident_scales == 1
+        assert not self.schedule().keeps_everything
+        assert dataclasses.replace(self.schedule(), layer_tokens=None).keeps_everything
+
+    def test_survives_a_file(self, tmp_path: Path) -> None:
+        path = self.schedule().save(tmp_path / "schedule.json")
+
+        assert PruningSchedule.load(path) == self.schedule()
+        assert PruningSchedule.load(path).online
+
+    @pytest.mark.parametrize(
+        "layer_tokens",
+        [((2, 2), (5, 4), (6, 6)), ((3, 2), (5, 4), (6, 6), (6, 6)), ((2, 2), (5, 4), (6, -1), (6, 6))],
+        ids=["a scale too few", "more than was written", "below nothing"],
+    )
+    def test_impossible_numbers_are_refused(self, layer_tokens: Any) -> None:  # Any: as `schedule`
+        with pytest.raises(ScheduleError, match=r"layer_tokens of shape"):
+            self.schedule(layer_tokens)
+
+    def test_a_file_with_other_things_is_refused(self) -> None:
+        record = self.schedule().to_json() | {"layer_tokens": [[2.5, 2], [5, 4], [6, 6], [6, 6]]}
+
+        with pytest.raises(ScheduleError, match=r"something else than whole numbers"):
+            PruningSchedule.from_json(record)
+
 
 class TestIdentity:
     def test_equal_by_content(self) -> None:

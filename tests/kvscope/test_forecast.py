@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from heatkv.cache import KVCache
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.kernels import grouped
+from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
+from heatkv.policies.window import WindowPolicy
 from heatkv.pool import Slots
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule, minimum_budget
+from heatkv.token_cache import TokenCache
 from heatkv.transformer import _TOKENS_AT_ONCE, Infinity
 from kvscope import forecast
 
@@ -48,7 +53,7 @@ def any_codecs(seed: int) -> PruningSchedule:
     """Any drop steps, any codecs."""
     schedule, names = any_drops(seed, seed % 3), ("int8", "model", "int2")
     codec = np.random.default_rng(seed).integers(0, len(names), schedule.drop_step.shape)
-    return dataclasses.replace(schedule, codec=codec, codecs=names)
+    return replace(schedule, codec=codec, codecs=names)
 
 
 SCHEDULES = [
@@ -76,6 +81,65 @@ def test_stored_bytes_are_those_of_the_real_cache_after_every_step(schedule: Pru
     assert predicted.tolist() == held
     if schedule.codec is None:
         assert predicted.max() == schedule.peak_tokens * (TOKEN_BYTES + forecast.SLOT_NUMBER_BYTES)
+
+
+@dataclass(frozen=True)
+class Carrying(WindowPolicy):
+    """A policy whose tokens carry a number each."""
+
+    carries: ClassVar[bool] = True
+
+
+@dataclass(frozen=True)
+class Sharing(WindowPolicy):
+    """A policy whose heads share the capacity of their layer."""
+
+    shares_layer: ClassVar[bool] = True
+
+
+def choices(plan: OnlinePlan, scale: int, layer: int, counts: list[int], rng: np.random.Generator) -> list[Tensor]:
+    """Any tokens of each head, other ones in each row, as many as the plan lets stay."""
+    capacity = plan.capacity[scale, layer]
+    if plan.policy.shares_layer:
+        left, least = int(capacity.sum()), min(plan.scales.offsets[plan.sink_scales], min(counts))
+        kept = [least] * len(counts)
+        for head in rng.permutation(len(counts)):
+            kept[head] += min(counts[head] - least, left - sum(kept))
+    else:
+        kept = [min(int(most), count) for most, count in zip(capacity, counts, strict=True)]
+    return [
+        torch.stack([torch.from_numpy(np.sort(rng.permutation(count)[:stay])) for _ in range(ROWS)])
+        for count, stay in zip(counts, kept, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("policy", [WindowPolicy(), Carrying(), Sharing()], ids=lambda policy: type(policy).__name__)
+@pytest.mark.parametrize("budget", [0.1, 0.35, 0.7, 1.0])
+@pytest.mark.parametrize("codec", ["model", "int4"])
+def test_stored_bytes_are_those_of_the_real_cache_of_an_online_policy(
+    policy: WindowPolicy, budget: float, codec: str
+) -> None:
+    plan = plan_in_codec(policy, codec, CONFIG, SCALES, budget=budget, sink_scales=1, dtype_bytes=DTYPE_BYTES)
+    rng, sizes = np.random.default_rng(0), {"rows": ROWS, "dtype_bytes": DTYPE_BYTES}
+    cache = TokenCache(plan, rows=ROWS, head_dim=CONFIG.head_dim, dtype=torch.float32)
+    held, accounted = [], []
+    for scale, layer in np.ndindex(SCALES.num_scales, CONFIG.num_layers):
+        if scale < SCALES.num_scales - 1:
+            keys = torch.zeros(ROWS, CONFIG.num_heads, SCALES.tokens[scale], CONFIG.head_dim)
+            candidates = cache.candidates(layer, query_scale=scale, keys=keys, values=keys)
+            if policy.carries:
+                candidates = [replace(one, carried=torch.zeros(one.tokens.shape)) for one in candidates]
+            counts = {head: one.tokens.shape[2] for one in candidates for head in one.heads}
+            keep = choices(plan, scale, layer, [counts[head] for head in range(CONFIG.num_heads)], rng)
+            cache.store(
+                layer,
+                [(one.of([at]), keep[head][:, None]) for one in candidates for at, head in enumerate(one.heads)],
+            )
+        held.append(cache.storage_bytes)
+        accounted.append(cache.accounted_bytes)
+
+    assert plan.bound().bytes_held(CONFIG.head_dim, **sizes).tolist() == accounted
+    assert forecast.stored_bytes(plan.bound(), CONFIG.head_dim, **sizes).tolist() == held
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=list(MODELS))

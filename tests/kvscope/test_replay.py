@@ -21,6 +21,7 @@ from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import Budget, Clear, Drop, Edit, Pin, Policy, Sinks, Target
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
+from kvscope.plan import plan_job
 from kvscope.replay import check_full, designed, kind_of, learnt, measure_of, reference_of, tried
 from kvscope.trace import Trace
 
@@ -115,7 +116,7 @@ def test_a_recorded_run_is_repeated_at_its_own_bits(full: Trace, pipeline: Pipel
     reference = reference_of(full, pipeline)
 
     assert all((full.bits(scale) == bits.numpy()).all() for scale, bits in enumerate(reference.bits))
-    assert reference.schedule.content_hash == full.schedule.content_hash
+    assert reference.plan == full.schedule
 
 
 def test_what_keeps_everything_loses_nothing_and_is_off_by_nothing(full: Trace, pipeline: Pipeline) -> None:
@@ -144,7 +145,7 @@ def test_a_negative_prompt_and_no_guidance_are_repeated_as_they_were(pipeline: P
 
 
 def test_only_a_forced_job_measures_beside_the_rest(full: Trace, pipeline: Pipeline) -> None:
-    assert measure_of(full.header.job, pipeline, full.schedule) is None
+    assert measure_of(full.header.job, pipeline, plan_job(full.header.job)) is None
 
 
 def test_designed_schedules_are_as_many_as_asked_of_three_kinds_and_repeatable(full: Trace) -> None:

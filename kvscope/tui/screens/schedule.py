@@ -25,6 +25,7 @@ from kvscope.tui.widgets.lanes import (
 )
 
 if TYPE_CHECKING:
+    from heatkv.schedule import PruningSchedule
     from kvscope.tui.editing import EditState
 
 _HEAD = (
@@ -39,7 +40,9 @@ _LANES = (
     "it to the last, through which a head-scale lives: full, to the end; a dot alone, it is read at its own step and "
     "never kept. Thin lines are sink scales, never evicted; the last scale is never cached. Dropped counts the heads "
     "that do not keep the scale to the end. While it is edited, the sign before a bar says what differs from the "
-    "recorded plan: pinned, dropped by hand, or changed by the policy that fills in."
+    "recorded plan: pinned, dropped by hand, or changed by the policy that fills in. Of a policy that chooses single "
+    "tokens during the run there is no such plan: one line per layer, one column per query scale, and how many tokens "
+    "the layer then holds, over all its heads."
 )
 _TOTALS = (
     "The most that is held after any step of each query scale, over all layers and heads, as a share of the budget, "
@@ -55,6 +58,16 @@ def edited_record(edit: EditState, layer: int, head: int, source_scale: int) -> 
         "recorded_drop_step": int(edit.draft.start.drop_step[layer, head, source_scale]),
         "pinned": int(change in PINS),
     }
+
+
+def capacity_records(schedule: PruningSchedule, token_bytes: int) -> list[Record]:
+    """What each layer holds after its step, where an online policy chooses."""
+    assert schedule.layer_tokens is not None  # the caller asks
+    return [
+        {"query_scale": scale, "layer": layer, "tokens": tokens, "bytes": tokens * token_bytes}
+        for scale, layers in enumerate(schedule.layer_tokens.tolist())
+        for layer, tokens in enumerate(layers)
+    ]
 
 
 class ScheduleScreen(TraceScreen):
@@ -89,12 +102,15 @@ class ScheduleScreen(TraceScreen):
     def records(self, view: View) -> list[Record]:
         """One per head-scale of the plan that is shown; `dropped_after_…`: None for what is kept to the end.
 
-        While it is edited, `recorded_drop_step` and `pinned` too.
+        While it is edited, `recorded_drop_step` and `pinned` too. Of an online policy, which drops by no plan, one per
+        query scale and layer: how many tokens it holds.
         """
         if view.snapshot is None:
             return []
         edit, schedule = view.edit, schedule_of(view, view.snapshot)
         token_bytes = view.snapshot.header.bytes_of(schedule).tolist()
+        if schedule.online:
+            return capacity_records(schedule, token_bytes[0][0][0])  # one codec for all
         records: list[Record] = []
         for layer, heads in enumerate(schedule.drop_step.tolist()):
             for head, drop_steps in enumerate(heads):

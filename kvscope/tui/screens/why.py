@@ -131,7 +131,7 @@ def _table(view: View, snapshot: Snapshot, history: History, width: int) -> list
     columns = _columns(snapshot)
     titles = "".join(f"{title:>{size}}" for title, size, _ in columns)
     top = max((one.mass for one in history.moments if one.mass == one.mass), default=0.0)
-    lines = [_moment_line(view, snapshot, one, columns, top, width) for one in history.moments]
+    lines = [_moment_line(view, snapshot, one, history.source_scale, columns, top, width) for one in history.moments]
     notes = ["mass: share of this head's attention. of cache: share of what it paid to earlier scales."]
     if not view.snapshot or "mass" not in snapshot.header.tiers:
         notes = ["attention mass was not recorded: run without --no-attention-mass"]
@@ -146,7 +146,8 @@ _Column = tuple[str, int, str]
 
 
 def _columns(snapshot: Snapshot) -> list[_Column]:
-    columns = [("kept", 8, "kept_tokens"), ("bytes", 10, "kept_bytes"), ("read", 8, "read_tokens")]
+    wide = 12 if snapshot.schedule.online else 8
+    columns = [("kept", wide, "kept_tokens"), ("bytes", 10, "kept_bytes"), ("read", 8, "read_tokens")]
     if "mass" in snapshot.header.tiers:
         columns += [("mass", 10, "mass"), ("of cache", 10, "of_cache")]
     if "mass_uncond" in snapshot.header.tiers:
@@ -155,7 +156,13 @@ def _columns(snapshot: Snapshot) -> list[_Column]:
 
 
 def _moment_line(
-    view: View, snapshot: Snapshot, moment: Moment, columns: list[_Column], top: float, width: int
+    view: View,
+    snapshot: Snapshot,
+    moment: Moment,
+    source_scale: int,
+    columns: list[_Column],
+    top: float,
+    width: int,
 ) -> Strip:
     ink, chosen = view.ink, moment.query_scale == view.cursor.query_scale
     rows, side = snapshot.schedule.scales.sizes[moment.query_scale]
@@ -165,6 +172,8 @@ def _moment_line(
     style = ink.strong if chosen else ink.text
     for _, size, name in columns:
         text = _value_text(moment, name)
+        if name == "kept_tokens" and snapshot.schedule.online and moment.kept_tokens:
+            text += f" of {snapshot.schedule.scales.tokens[source_scale]:,}"
         parts.append((" " * max(0, size - cell_len(text)) + text, style if is_there else ink.muted))
     if not moment.as_planned:
         return row(fit([*parts, ("  not as planned", ink.warn)], width, ink.muted))

@@ -116,12 +116,14 @@ def _cell_of(tokens: NDArray[np.int64], length: int, cells: int) -> NDArray[np.i
 
 
 def _caption(cells: _Cells) -> str:
-    """What the highest level stands for, and how many tokens a cell has."""
+    """What the highest level stands for, how many tokens a cell has, and of how many cells none was left to read."""
     most = units.fraction_text(float(np.nanmax(cells.per_token)))
     whole = units.fraction_text(float(np.nansum(cells.fractions)))
     least, largest = int(cells.tokens.min()), int(cells.tokens.max())
     size = units.tokens_text(largest) if least == largest else f"{least} to {units.tokens_text(largest)}"
-    return f" brightest {most} a token · {whole} in all · a cell is {size}"
+    gone = int(np.isnan(cells.fractions).sum())
+    left = f" · {gone} of {cells.fractions.size} cells gone" if gone else ""
+    return f" brightest {most} a token{left} · {whole} in all · a cell is {size}"
 
 
 def _drawn(view: View, snapshot: Snapshot, cells: _Cells, width: int, height: int) -> list[Strip]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope import units
-from kvscope.tui.metrics import METRICS, NEVER_CACHED, Cell, cell_text, recorded, volume_of, why
+from kvscope.tui.metrics import CHOSEN, METRICS, NEVER_CACHED, Cell, cell_text, recorded, volume_of, why
 from kvscope.tui.palette import DROPPED, UNKNOWN, Ink
 from kvscope.tui.selection import Selection, sum_of
 from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, parts_width, row, rule
@@ -127,7 +127,7 @@ def _bar_line(view: View, snapshot: Snapshot, axis: Axis, cursor: Cursor, top: f
     if _PLACE + room + 1 + len(text) > width:
         text = cell_text(snapshot, view.metric, cursor, brief=True)
     if value is None:
-        mark = {"dropped": DROPPED, NEVER_CACHED: DROPPED, "not measured": UNKNOWN}.get(text, " ")
+        mark = {"dropped": DROPPED, NEVER_CACHED: DROPPED, "not measured": UNKNOWN, CHOSEN: UNKNOWN}.get(text, " ")
         body: list[Part] = [(mark.ljust(room), ink.muted), (f" {text}", ink.muted)]
     else:
         body = [*bar(value, top, room, ink.accent, ink), (f" {text}", ink.strong if chosen else ink.text)]

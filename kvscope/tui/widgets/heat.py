@@ -14,7 +14,8 @@ import numpy as np
 from rich.style import Style
 from textual.strip import Strip
 
-from kvscope.tui.metrics import METRICS, Cell, Metric, cell_text, in_log, log_floor, volume_of
+from kvscope import units
+from kvscope.tui.metrics import CHOSEN, METRICS, Cell, Metric, cell_text, in_log, log_floor, volume_of
 from kvscope.tui.palette import BLOCK, DROPPED, RAMP, UNKNOWN, UNWRITTEN, glyph, level
 from kvscope.tui.selection import Selection
 from kvscope.tui.widgets.canvas import Part, View, centred, parts_width, row, rule
@@ -145,10 +146,13 @@ def legend(view: View, width: int, _height: int) -> list[Strip]:
     low = log_floor(low, high) if is_log else low
     scale: list[Part] = [(BLOCK, style) for style in ink.heat]
     if metric.amount or ink.glyphs:
-        scale = [(RAMP[:-1] if metric.amount else RAMP, ink.calm if metric.amount else ink.text)]
+        in_part = snapshot.schedule.online
+        scale = [(RAMP[:-1] if metric.amount and not in_part else RAMP, ink.calm if metric.amount else ink.text)]
     lowest, highest = (metric.words(snapshot, value) for value in (low, high))
     parts: list[Part] = [(f" {'≤ ' * is_log}{lowest} ", ink.muted), *scale, (f" {highest}", ink.muted)]
-    for sign in (*["logarithmic"] * is_log, f"{DROPPED} dropped", f"{UNKNOWN} not measured"):
+    whole = [f"{RAMP[-1]} whole"] * (metric.amount and snapshot.schedule.online)
+    unknown = CHOSEN if metric.name == "drop_step" and snapshot.schedule.online else units.NOT_MEASURED
+    for sign in (*whole, *["logarithmic"] * is_log, f"{DROPPED} dropped", f"{UNKNOWN} {unknown}"):
         entry = (f"   {sign}", ink.muted)
         parts += [entry] if parts_width([*parts, entry]) <= width else []
     return [row(parts, width)]
@@ -167,20 +171,23 @@ class _Cells:
     high: float
     amount: bool
     selection: Selection | None
+    in_part: bool
+    """Head-scales may be there in part: what is whole looks like nothing else."""
 
     @classmethod
     def of(cls, view: View, metric_name: str, selection: Selection | None = None) -> _Cells:
         assert view.snapshot is not None  # the painters ask before
         metric, volume, cursor = METRICS[metric_name], volume_of(view.snapshot, metric_name), view.cursor
+        in_part = view.snapshot.schedule.online
         if cursor.query_scale >= len(volume.values):
             shape = volume.values.shape[1:3]
             nothing = np.full(shape, Cell.UNWRITTEN, np.uint8)
-            return cls(view, np.zeros(shape), nothing, 0.0, 0.0, metric.amount, selection)
+            return cls(view, np.zeros(shape), nothing, 0.0, 0.0, metric.amount, selection, in_part)
         place = (cursor.query_scale, slice(None), slice(None), cursor.source_scale)
         values, (low, high) = volume.values[place], metric.bounds(view.snapshot, volume, cursor)
         if _is_log(view, metric):
             values, low, high = in_log(values, low, high)
-        return cls(view, values, volume.cells[place], low, high, metric.amount, selection)
+        return cls(view, values, volume.cells[place], low, high, metric.amount, selection, in_part)
 
     def parts(self, layer: int, head: int, width: int) -> list[Part]:
         """A cell of this many columns; framed if the cursor is on it, without a gap if it is in the selection."""
@@ -200,6 +207,8 @@ class _Cells:
         ink, cell, value = self.view.ink, Cell(int(self.cells[layer, head])), float(self.values[layer, head])
         if cell is not Cell.VALUE:
             return _ABSENT[cell], ink.muted
+        if self.amount and self.in_part and value >= self.high:
+            return RAMP[-1], ink.calm
         if self.amount:
             return RAMP[level(value, self.low, self.high, levels=len(RAMP) - 1)], ink.calm
         if ink.glyphs:

@@ -13,10 +13,12 @@ from textual.strip import Strip
 
 from kvscope import units
 from kvscope.tui.figures import planned_peaks
+from kvscope.tui.history import parameters_words
 from kvscope.tui.lanes import PINS, Change, changes, lifetimes, plan_facts, source_fates
 from kvscope.tui.metrics import why
 from kvscope.tui.palette import DROPPED
 from kvscope.tui.widgets.canvas import Part, View, field, fit, parts_width, row, rule
+from kvscope.tui.widgets.capacity import capacity_hit, capacity_table
 from kvscope.tui.widgets.edits import edit_cell_line, edit_head, edit_totals
 
 if TYPE_CHECKING:
@@ -93,6 +95,8 @@ def lanes(view: View, width: int, height: int) -> list[Strip]:
     if snapshot is None:
         return [rule("lanes", width, ink)]
     schedule = schedule_of(view, snapshot)
+    if schedule.online:
+        return capacity_table(view, snapshot, width, height)
     fold = _fold(view, snapshot, width, height)
     total = schedule.num_layers * schedule.num_heads
     last = min(total, fold.first + fold.page)
@@ -117,6 +121,8 @@ def lanes_hit(view: View, width: int, height: int, x: int, y: int) -> Cursor | N
     snapshot = view.snapshot
     if snapshot is None or y < 1:
         return None
+    if snapshot.schedule.online:
+        return capacity_hit(view, snapshot, width, height, x, y)
     fold = _fold(view, snapshot, width, height)
     block, inside = divmod(x, fold.block_width)
     # A cell begins with its gap, and the one after the last belongs to the block's end.
@@ -147,7 +153,7 @@ def cell_line(view: View, width: int, _height: int) -> list[Strip]:
     place = f" L{cursor.layer} h{cursor.head} s{cursor.source_scale}"
     grid: Part = (f"{place} ({rows}×{columns})  ", ink.accent)
     longest: list[Part] = [grid, sentence, (f"  drop step {drop_step}", ink.muted)]
-    for parts in (longest, longest[:2]):
+    for parts in (longest, longest[:2])[snapshot.schedule.online :]:
         if parts_width(parts) <= width:
             return [row(parts)]
     return [row(fit([(f"{place}  ", ink.accent), sentence], width, ink.muted))]
@@ -161,8 +167,11 @@ def plan_head(view: View, width: int, _height: int) -> list[Strip]:
     if view.edit is not None:
         return edit_head(view, width, _height)
     facts, schedule = plan_facts(snapshot), snapshot.schedule
-    policy = f"{units.printable(schedule.policy)}, {schedule.sink_scales} sink scales"
+    name = f"{units.printable(schedule.policy)}{parameters_words(schedule)}"
+    policy = f"{name}, {schedule.sink_scales} sink scales"
     dropped = f"{facts.dropped:,} of {facts.head_scales:,} head-scales dropped"
+    if schedule.online:
+        dropped = "chooses during the run which tokens stay"
     return [
         rule("schedule", width, ink, tag=f"planned · sha256 {schedule.content_hash[:_HASH]}"),
         _budget_line(snapshot, width, ink),

@@ -5,6 +5,7 @@ Estimates are dim and carry `est.`; what a run measured is plain, what a forced 
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING
 
 from textual.strip import Strip
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 _HASH = 12
 _NAME, _VALUE = 11, 22
+_WIDEST_WORDS = 90
 
 
 def plan_totals(view: View, width: int, height: int) -> list[Strip]:
@@ -124,7 +126,8 @@ def _read_only(view: View, width: int, height: int) -> list[Strip]:
         [("edits are kept beside the trace, and nothing runs before it is reviewed here.", ink.muted)],
     ]
     if view.edit_refused is not None:
-        lines = [[("This trace cannot be edited.", ink.text)], [(units.printable(view.edit_refused), ink.warn)]]
+        why = textwrap.wrap(units.printable(view.edit_refused), max(20, min(_WIDEST_WORDS, width - 4)))
+        lines = [[("This trace cannot be edited.", ink.text)], *([(line, ink.warn)] for line in why)]
     return centred([fit(line, width, ink.muted) for line in lines], width, height)
 
 
