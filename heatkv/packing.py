@@ -56,10 +56,10 @@ def decode(packing: Packing, stored: Tensor, head_dim: int, dtype: torch.dtype) 
         return stored.view(_FP8).to(dtype)
     groups, group = packing.groups(head_dim), packing.group_of(head_dim)
     num_code_bytes = groups * group * packing.bits // 8
-    numbers = _unpacked(packing, stored, num_code_bytes).float().unflatten(-1, (groups, group))
+    numbers: Tensor = _unpacked(packing, stored, num_code_bytes).float().unflatten(-1, (groups, group))
     ends = stored[..., num_code_bytes:].contiguous().view(_SCALE).float()
     scale, low = ends.chunk(2, dim=-1)
-    numbers.mul_(scale[..., None]).add_(low[..., None])
+    numbers = numbers.mul_(scale[..., None]).add_(low[..., None])
     return numbers.flatten(-2)[..., :head_dim].to(dtype)
 
 
