@@ -11,10 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from heatkv.codecs import MODEL
 from heatkv.errors import BudgetError
+from heatkv.head_codecs import bytes_per_token
 from heatkv.policies.full import FullPolicy
 from heatkv.scales import RESOLUTIONS
-from heatkv.schedule import budget_tokens, check_budget
+from heatkv.schedule import budget_tokens, check_budget, codec_budget
 from kvscope import forecast
 from kvscope.ledger_lines import device_kind
 from kvscope.units import bytes_text, fraction_text
@@ -117,23 +119,38 @@ class Setting:
     dtype_bytes: int
     rows_per_image: int
     aspect: float = 1.0
+    codec: str = MODEL
+    """What all but the sinks are stored in: a budget stays the same bytes, but the whole history takes fewer."""
 
     def use(self, resolution: str, budget: float, images: int) -> Use:
         """What a batch takes. Raises BudgetError if no schedule can meet the budget."""
-        full = _full(self.config, resolution, self.aspect)
+        full = _full(self.config, resolution, self.aspect).in_codec(self.codec)
         check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
         rows = images * self.rows_per_image
-        tokens = budget_tokens(budget, self.config, full.scales)
+        tokens, cache_bytes = self._cache(full, budget, rows)
         on_cpu = device_kind(self.device) == "cpu"
         height, width = self.config.image_size(full.scales)
         return Use(
             images,
             forecast.weight_bytes(self.config, self.dtype_bytes),
-            tokens * self.config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows)
-            + (tokens * forecast.SLOT_NUMBER_BYTES if on_cpu else 0),
+            cache_bytes + (tokens * forecast.SLOT_NUMBER_BYTES if on_cpu else 0),
             max(self._layer_bytes(full, scale, rows, on_cpu=on_cpu) for scale in range(full.scales.num_scales)),
             images * height * width * self._decoder_channels * self.dtype_bytes * _DECODER_TENSORS,
         )
+
+    def _cache(self, full: PruningSchedule, budget: float, rows: int) -> tuple[int, int]:
+        """The tokens that a budget buys, over all layers and heads, and their bytes."""
+        config, scales, sinks = self.config, full.scales, full.sink_scales
+        if self.codec == MODEL:
+            tokens = budget_tokens(budget, config, scales)
+            return tokens, tokens * config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows)
+        bought = codec_budget(budget, self.codec, config, scales, sink_scales=sinks, dtype_bytes=self.dtype_bytes)
+        tokens = budget_tokens(bought, config, scales)
+        plain, coded = bytes_per_token(
+            (MODEL, self.codec), config.head_dim, rows=rows, dtype_bytes=self.dtype_bytes
+        ).tolist()
+        sink_tokens = sum(scales.tokens[:sinks]) * config.num_layers * config.num_heads
+        return tokens, sink_tokens * plain + (tokens - sink_tokens) * coded
 
     @property
     def _decoder_channels(self) -> int:

@@ -32,6 +32,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=options.DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
+    add(
+        "--kv-codec",
+        metavar="C",
+        help="how stored tokens but the sinks are written: a budget stays the same bytes, but "
+        "all of the history takes fewer (default: as the model computes them)",
+    )
     add("--device", default="cuda", metavar="D", help="cuda or cpu (default: %(default)s)")
     options.json_option(parser)
 
@@ -39,6 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what fits."""
     # Deferred: --help must not load numpy.
+    from heatkv.codecs import MODEL, codec_named
     from heatkv.config import model_config
     from kvscope.capacity import Setting, capacity, capacity_text, resolutions_of
     from kvscope.job import DTYPE_BYTES
@@ -57,7 +64,13 @@ def run(args: argparse.Namespace) -> int:
     config = model_config(args.model)
     guidance = config.cfg if args.cfg is None else args.cfg
     setting = Setting(
-        config, args.device, args.dtype, DTYPE_BYTES[args.dtype], 1 if guidance == 1 else 2, aspect=args.aspect
+        config,
+        args.device,
+        args.dtype,
+        DTYPE_BYTES[args.dtype],
+        1 if guidance == 1 else 2,
+        aspect=args.aspect,
+        codec=codec_named(args.kv_codec or MODEL).name,
     )
     found = capacity(
         setting,
