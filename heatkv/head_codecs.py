@@ -73,6 +73,20 @@ def all_but_sinks(name: str, shape: tuple[int, ...], sink_scales: int) -> tuple[
     return codec, (MODEL, name)
 
 
+def of_names(stored_in: NDArray[np.str_]) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
+    """Indices and names that store each head-scale [layer, head, source_scale] in the codec of this name.
+
+    Without the last scale, which is never stored. All in the model's dtype: None, and no names.
+    """
+    names = [name for name in CODECS if (stored_in[..., :-1] == name).any()]
+    if names in ([], [MODEL]):
+        return None, ()
+    codec = np.zeros(stored_in.shape, np.uint8)
+    for index, name in enumerate(names):
+        codec[stored_in == name] = index
+    return codec, tuple(names)
+
+
 def tokens_bought(allowed_tokens: int, sink_tokens: int, name: str, *, head_dim: int, dtype_bytes: int) -> int:
     """How many tokens fit where `allowed_tokens` of the model's own fit, if all but the sinks are in this codec.
 

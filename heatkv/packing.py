@@ -56,10 +56,10 @@ def decode(packing: Packing, stored: Tensor, head_dim: int, dtype: torch.dtype) 
         return stored.view(_FP8).to(dtype)
     groups, group = packing.groups(head_dim), packing.group_of(head_dim)
     num_code_bytes = groups * group * packing.bits // 8
-    codes = _unpacked(packing, stored[..., :num_code_bytes]).unflatten(-1, (groups, group))
+    numbers: Tensor = _unpacked(packing, stored, num_code_bytes).float().unflatten(-1, (groups, group))
     ends = stored[..., num_code_bytes:].contiguous().view(_SCALE).float()
     scale, low = ends.chunk(2, dim=-1)
-    numbers = torch.addcmul(low[..., None], codes, scale[..., None])
+    numbers = numbers.mul_(scale[..., None]).add_(low[..., None])
     return numbers.flatten(-2)[..., :head_dim].to(dtype)
 
 
@@ -81,7 +81,7 @@ def _grouped(packing: Packing, numbers: Tensor) -> Tensor:
 
 def _ends(packing: Packing, grouped: Tensor) -> Tensor:
     """Distances of codes, then values of code 0: [..., 2 * groups], as they are stored."""
-    low, high = grouped.aminmax(dim=-1)
+    low, high = grouped.amin(dim=-1), grouped.amax(dim=-1)  # in half the time of aminmax
     span = high - low
     if packing.reach < 1:
         low = torch.add(low, span, alpha=(1 - packing.reach) / 2)
@@ -96,13 +96,11 @@ def _packed(packing: Packing, codes: Tensor) -> Tensor:
     return packed.to(torch.uint8)
 
 
-def _unpacked(packing: Packing, packed: Tensor) -> Tensor:
-    """Codes [..., n], float32, of [..., n * bits / 8]."""
+def _unpacked(packing: Packing, stored: Tensor, num_code_bytes: int) -> Tensor:
+    """Codes [..., n] uint8 of whole stored vectors, as bytes that lie together are shifted many at once."""
     if packing.bits == 8:
-        return packed.float()
-    per_byte = 8 // packing.bits
-    codes = torch.empty(*packed.shape[:-1], packed.shape[-1] * per_byte, device=packed.device)
-    for index, part in enumerate(codes.chunk(per_byte, dim=-1)):
-        shifted = packed >> (packing.bits * index) if index else packed
-        part.copy_(shifted & _top(packing) if index < per_byte - 1 else shifted)
-    return codes
+        return stored[..., :num_code_bytes]
+    top = _top(packing)
+    parts = [stored & top, *(stored >> shift for shift in range(packing.bits, 8, packing.bits))]
+    masked = [part & top for part in parts[1:-1]]
+    return torch.cat([part[..., :num_code_bytes] for part in (parts[0], *masked, parts[-1])], dim=-1)

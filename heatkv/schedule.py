@@ -186,6 +186,12 @@ class PruningSchedule:
             for index, name in enumerate(self.codecs)
         }
 
+    def stored_in(self) -> NDArray[np.str_]:
+        """Name of the codec of each head-scale: [layer, head, source_scale]."""
+        if self.codec is None:
+            return np.full(self.drop_step.shape, MODEL)
+        return np.array(self.codecs)[self.codec]
+
     def bytes_per_token(self, head_dim: int, *, rows: int, dtype_bytes: int) -> NDArray[np.int64]:
         """Of a token of each head-scale, key and value in all rows: [layer, head, source_scale]."""
         codec = np.zeros(self.drop_step.shape, np.uint8) if self.codec is None else self.codec

@@ -11,14 +11,16 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from heatkv.codecs import MODEL
 from heatkv.config import model_config
 from heatkv.errors import BudgetError
+from heatkv.head_codecs import bytes_per_token
 from heatkv.scales import RESOLUTIONS
-from heatkv.schedule import budget_tokens, check_budget
+from heatkv.schedule import budget_tokens, check_budget, codec_budget
 from kvscope import forecast
 from kvscope.job import Job
 from kvscope.ledger_lines import device_kind
-from kvscope.plan import plan_job
+from kvscope.plan import Plan, plan_job
 from kvscope.units import bytes_text, fraction_text
 
 if TYPE_CHECKING:
@@ -124,33 +126,48 @@ class Setting:
     aspect: float = 1.0
     policy: str | None = None
     """None: any that keeps to the budget by whole head-scales."""
+    codec: str = MODEL
+    """What all but the sinks are stored in: a budget stays the same bytes, but the whole history takes fewer."""
 
     def use(self, resolution: str, budget: float, images: int) -> Use:
         """What a batch takes. Raises BudgetError if no schedule can meet the budget."""
         rows = images * self.rows_per_image
-        schedule, tokens = self._plan(resolution, budget)
+        schedule, tokens, cache_bytes = self._plan(resolution, budget, rows)
         on_cpu = device_kind(self.device) == "cpu"
         height, width = self.config.image_size(schedule.scales)
         index_bytes = forecast.said_bytes(schedule, rows) + (forecast.SLOT_NUMBER_BYTES if on_cpu else 0)
         return Use(
             images,
             forecast.weight_bytes(self.config, self.dtype_bytes),
-            tokens * (self.config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows) + index_bytes),
+            cache_bytes + tokens * index_bytes,
             max(self._layer_bytes(schedule, scale, rows, on_cpu=on_cpu) for scale in range(schedule.scales.num_scales)),
             images * height * width * self._decoder_channels * self.dtype_bytes * _DECODER_TENSORS,
         )
 
-    def _plan(self, resolution: str, budget: float) -> tuple[PruningSchedule, int]:
-        """What says how much a layer needs at most, and the most tokens held.
+    def _plan(self, resolution: str, budget: float, rows: int) -> tuple[PruningSchedule, int, int]:
+        """What says how much a layer needs at most, the most tokens held, and their bytes.
 
         Without a policy everything is kept in the former: a smaller budget has less to gather.
         """
         if self.policy is not None:
-            schedule = _planned(self.config.name, self.policy, resolution, self.aspect, budget)
-            return schedule, schedule.peak_tokens
-        full = _planned(self.config.name, "full", resolution, self.aspect, None)
+            plan = _planned(self.config.name, self.policy, self.codec, resolution, self.aspect, budget)
+            return plan.schedule, plan.peak_tokens, plan.capacity_bytes(rows=rows, dtype_bytes=self.dtype_bytes)
+        full = _planned(self.config.name, "full", self.codec, resolution, self.aspect, None).schedule
         check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
-        return full, budget_tokens(budget, self.config, full.scales)
+        return full, *self._bought(full, budget, rows)
+
+    def _bought(self, full: PruningSchedule, budget: float, rows: int) -> tuple[int, int]:
+        """The tokens that a budget buys, over all layers and heads, and their bytes."""
+        config, scales, sinks = self.config, full.scales, full.sink_scales
+        if self.codec == MODEL:
+            tokens = budget_tokens(budget, config, scales)
+            return tokens, tokens * config.kv_bytes_per_token(dtype_bytes=self.dtype_bytes, rows=rows)
+        bought = codec_budget(budget, self.codec, config, scales, sink_scales=sinks, dtype_bytes=self.dtype_bytes)
+        tokens = budget_tokens(bought, config, scales)
+        sizes = bytes_per_token((MODEL, self.codec), config.head_dim, rows=rows, dtype_bytes=self.dtype_bytes)
+        plain, coded = sizes.tolist()
+        sink_tokens = sum(scales.tokens[:sinks]) * config.num_layers * config.num_heads
+        return tokens, sink_tokens * plain + (tokens - sink_tokens) * coded
 
     @property
     def _decoder_channels(self) -> int:
@@ -242,10 +259,10 @@ def _most(fits: Callable[[int], bool]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _planned(model: str, policy: str, resolution: str, aspect: float, budget: float | None) -> PruningSchedule:
+def _planned(model: str, policy: str, codec: str, resolution: str, aspect: float, budget: float | None) -> Plan:
     # A model with scales of its own has one resolution, which has no name to ask for.
     name = None if model_config(model).scales else resolution
-    return plan_job(Job("", model, policy, resolution=name, aspect=aspect, budget=budget)).schedule
+    return plan_job(Job("", model, policy, resolution=name, aspect=aspect, budget=budget, kv_codec=codec))
 
 
 def _batches(found: Capacity) -> list[list[str]]:

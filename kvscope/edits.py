@@ -2,9 +2,10 @@
 
     budget 10% | budget 642t | budget 321MiB | budget none
     sinks 3
-    policy heatkv | policy none
+    policy heatkv | policy knapsack:codecs=int4+k4v2 | policy none
     drop l12 h3 s5-7 [after q8]
     pin l12 h* s5
+    codec int4 l12 s5-7
     clear l* s5
 
 A target names layers, heads and source scales, one index, a range, or `*`; what is not named is all of it. Text after
@@ -142,8 +143,22 @@ class Pin:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Store head-scales in a codec."""
+
+    verb: ClassVar[str] = "codec"
+
+    codec: str
+    target: Target
+
+    @property
+    def text(self) -> str:
+        return f"codec {self.codec} {self.target.text}"
+
+
+@dataclass(frozen=True, slots=True)
 class Clear:
-    """Decide nothing of head-scales any more."""
+    """Decide nothing of head-scales any more; they are stored as they were at the start."""
 
     verb: ClassVar[str] = "clear"
 
@@ -154,7 +169,7 @@ class Clear:
         return f"clear {self.target.text}"
 
 
-Edit = Budget | Sinks | Policy | Drop | Pin | Clear
+Edit = Budget | Sinks | Policy | Drop | Pin | Store | Clear
 EXAMPLES = (
     "budget 10%",
     "budget 321MiB",
@@ -162,6 +177,7 @@ EXAMPLES = (
     "policy heatkv",
     "drop l12 h3 s5 after q8",
     "pin l12 h0-3",
+    "codec int4 s5-7",
     "clear s5",
 )
 
@@ -186,6 +202,8 @@ def parse_edit(line: str) -> Edit | None:
                 return Drop(_target(target))
             case "pin", target:
                 return Pin(_target(target))
+            case "codec", [name, *target]:
+                return Store(name, _target(target))
             case "clear", target:
                 return Clear(_target(target))
     except ValueError:

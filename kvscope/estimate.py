@@ -3,7 +3,8 @@
 Tokens and bytes follow from the schedule exactly. What is lost is told in attention mass: of the attention that a head
 paid at a step of the recorded run, the share that went to source scales which the new schedule would have dropped. The
 recorded run's attention is taken as it was; that dropping changes what later steps attend to is not modelled. Where the
-new schedule keeps what the recorded run had dropped, nothing was measured and the loss is unknown: NaN.
+new schedule keeps what the recorded run had dropped, nothing was measured and the loss is unknown: NaN. What is
+stored in a coarser codec than it was loses the share of its attention that heatkv.spending's NOISE says, an estimate.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from heatkv.spending import noise_of
 from kvscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -117,7 +119,7 @@ def estimate(recorded: Recorded, schedule: PruningSchedule, *, limit_tokens: int
         held_bytes=recorded.header.bytes_held(schedule),
         bytes_per_token=recorded.header.bytes_per_token,
         limit_tokens=limit_tokens,
-        lost_mass=_lost(mass, reads=reads, was_read=was_read),
+        lost_mass=_lost(mass, _coarser(recorded.schedule, schedule), reads=reads, was_read=was_read),
         unknown_cells=int((reads & ~was_read).sum()),
         weights=queries / queries.sum() if done else queries,
     )
@@ -137,10 +139,38 @@ def chosen_words(schedule: PruningSchedule) -> str:
     )
 
 
-def _lost(mass: NDArray[np.float64], *, reads: NDArray[np.bool_], was_read: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """[query_scale, layer, head]: mass on what is read no more; NaN where something new is, or nothing was measured."""
+def _coarser(base: PruningSchedule, schedule: PruningSchedule) -> NDArray[np.float64] | None:
+    """Share of its attention that each stored head-scale loses in its codec, beside the recorded one; None: nothing."""
+    if schedule.codec is None:
+        return None
+    now, before = (_noise(each) for each in (schedule, base))
+    share = np.maximum(now - before, 0)
+    share[..., -1] = 0
+    return share if share.any() else None
+
+
+def _noise(schedule: PruningSchedule) -> NDArray[np.float64]:
+    """[layer, head, source_scale]."""
+    if schedule.codec is None:
+        return np.zeros(schedule.drop_step.shape)
+    return noise_of(schedule.codecs)[schedule.codec]
+
+
+def _lost(
+    mass: NDArray[np.float64],
+    coarser: NDArray[np.float64] | None,
+    *,
+    reads: NDArray[np.bool_],
+    was_read: NDArray[np.bool_],
+) -> NDArray[np.float64]:
+    """[query_scale, layer, head]: mass on what is read no more, and a share of what is read in a coarser codec; NaN
+    where something new is, or nothing was measured."""
     gone = was_read & ~reads
     lost = np.where(gone, mass, 0.0).sum(axis=-1)  # NaN of what was not measured carries over
+    if coarser is not None:
+        query_scales = np.arange(len(mass))[:, None, None, None]
+        stored = reads & was_read & (np.arange(mass.shape[-1]) < query_scales)
+        lost += np.where(stored, mass * coarser, 0.0).sum(axis=-1)
     lost[(reads & ~was_read).any(axis=-1)] = np.nan
     lost[np.isnan(np.where(was_read, mass, np.nan)).all(axis=-1)] = np.nan
     return np.asarray(lost)

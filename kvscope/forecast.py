@@ -154,10 +154,14 @@ def _gathered_bytes(schedule: PruningSchedule, query_scale: int, token_bytes: in
     seen = visible @ (1 << np.arange(visible.shape[-1]))
     head_bytes = tokens.sum(axis=-1) * token_bytes
     reads_past: NDArray[np.bool_] = np.asarray(visible[..., :query_scale].any(axis=-1))
+    # What is stored in codecs is decoded for all heads at once, if that is no more than may be gathered.
+    stored = tokens[..., :query_scale].sum(axis=(1, 2)) * token_bytes if schedule.codec is not None else np.zeros(1)
+    decoded = np.broadcast_to(np.where(stored <= GATHER_BYTES, stored, 0), len(seen)).tolist()
     most = 0
     for layer in range(len(seen)):
         _, first, heads = np.unique(seen[layer], return_index=True, return_counts=True)
         each = head_bytes[layer][first]
         together = np.minimum(heads, np.maximum(1, GATHER_BYTES // each))
-        most = max(most, int(np.where(reads_past[layer][first], together * each, 0).max()))
+        gathered = int(np.where(reads_past[layer][first], together * each, 0).max())
+        most = max(most, gathered + int(decoded[layer]))
     return most

@@ -206,11 +206,16 @@ def plan_file(
         edits=tuple(edits),
         before=totals(draft.start, before, fidelity),
         after=totals(draft.schedule, after, fidelity),
-        changed_head_scales=int(np.count_nonzero(draft.schedule.drop_step != draft.start.drop_step)),
+        changed_head_scales=_num_changed(draft.schedule, draft.start),
         unknown_cells=after.unknown_cells,
         job=job,
         schedule=draft.schedule,
     )
+
+
+def _num_changed(now: PruningSchedule, before: PruningSchedule) -> int:
+    """Head-scales that leave at another step, or are stored in another codec."""
+    return int(np.count_nonzero((now.drop_step != before.drop_step) | (now.stored_in() != before.stored_in())))
 
 
 def totals(schedule: PruningSchedule, estimated: Estimate, fidelity: Fidelity | None) -> Totals:

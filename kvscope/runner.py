@@ -357,5 +357,6 @@ class _ScaleLog:
 
 
 def _pool_text(start: RunStart) -> str:
-    num_bytes = start.capacity_tokens * 2 * start.head_dim * start.dtype_bytes * start.rows
+    plain = start.capacity_tokens * 2 * start.head_dim * start.dtype_bytes * start.rows
+    num_bytes = sum(pool.capacity_tokens * pool.bytes_per_token for pool in start.pools) if start.pools else plain
     return f"cache: room for {head_tokens_text(start.capacity_tokens)}, {bytes_text(num_bytes)}, allocated once"

@@ -33,6 +33,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--policy", metavar="P", help="of this policy (default: any that drops whole head-scales)")
     add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=options.DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
+    add(
+        "--kv-codec",
+        metavar="C",
+        help="how stored tokens but the sinks are written: a budget stays the same bytes, but "
+        "all of the history takes fewer (default: as the model computes them)",
+    )
     add("--device", default="cuda", metavar="D", help="cuda or cpu (default: %(default)s)")
     options.json_option(parser)
 
@@ -40,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print what fits."""
     # Deferred: --help must not load numpy.
+    from heatkv.codecs import MODEL, codec_named
     from heatkv.config import model_config
     from kvscope.capacity import Setting, capacity, capacity_text, resolutions_of
     from kvscope.job import DTYPE_BYTES
@@ -65,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         1 if guidance == 1 else 2,
         aspect=args.aspect,
         policy=args.policy,
+        codec=codec_named(args.kv_codec or MODEL).name,
     )
     found = capacity(
         setting,

@@ -128,16 +128,17 @@ def _script(path: Path | None) -> list[str]:
 
 def _start(args: argparse.Namespace) -> _Start:
     from heatkv.schedule import PruningSchedule
-    from kvscope.draft import Draft, ground_of
+    from kvscope.draft import Draft, ground_of, measured_by
     from kvscope.trace import Trace
 
     if args.start.suffix == ".json":
         schedule = PruningSchedule.load(args.start)
         return _Start(Draft.of(schedule, _ground(schedule, args)), None)
     trace = Trace.open(args.start)
-    ground = ground_of(trace.header)
+    ground = ground_of(trace.header, trace.attention_mass)
     if args.orders is not None:
-        ground = replace(ground, orders=_orders(args.orders, ground))
+        measured = measured_by(args.orders, ground.config, ground.scales, trace.attention_mass)
+        ground = replace(ground, orders=_orders(args.orders, ground), measurements=measured)
     return _Start(Draft.of(trace.schedule, ground), trace)
 
 

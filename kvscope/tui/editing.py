@@ -101,7 +101,7 @@ class Editor:
     @classmethod
     def begin(cls, snapshot: Snapshot, options: EditOptions) -> Editor:
         """Go on with the journal that is there, or begin one. Raises KVScopeError or HeatKVError if that cannot be."""
-        draft = Draft.of(snapshot.schedule, ground_of(snapshot.header))
+        draft = Draft.of(snapshot.schedule, ground_of(snapshot.header, snapshot.attention_mass))
         fidelity = fidelity_for(snapshot, options)
         if options.script is not None:
             return cls(snapshot, replayed(draft, options.script, source="the edits"), fidelity=fidelity)

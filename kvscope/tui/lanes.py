@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.codecs import MODEL
 from heatkv.policies.pinned import FREE
 from heatkv.schedule import own_steps
 from kvscope.analysis import StepPlace
@@ -133,7 +134,24 @@ def changes(draft: Draft) -> NDArray[np.uint8]:
 
 
 def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
-    """When a schedule lets a head-scale go."""
+    """When a schedule lets a head-scale go, and the codec that it is stored in, if any."""
+    words = _leaving_words(schedule, layer, head, source_scale)
+    codec = stored_codec(schedule, layer, head, source_scale)
+    return words if codec == MODEL else f"{words}, stored in {codec}"
+
+
+def stored_codec(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
+    """The codec of a head-scale; the model's own for what is never stored."""
+    if schedule.codec is None or source_scale == schedule.scales.num_scales - 1:
+        return MODEL
+    return schedule.codecs[int(schedule.codec[layer, head, source_scale])]
+
+
+CODEC_LETTERS = {"fp8": "f", "int8": "8", "int4": "4", "k4v2": "k", "int2": "2"}
+"""What stands at the begin of the bar of a head-scale that is not stored in the model's dtype."""
+
+
+def _leaving_words(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
     drop_step = int(schedule.drop_step[layer, head, source_scale])
     if source_scale == schedule.scales.num_scales - 1:
         return "never cached: it is the last scale"

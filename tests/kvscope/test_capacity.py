@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -105,6 +106,7 @@ def test_the_command_tags_every_number_as_predicted(capsys: pytest.CaptureFixtur
         (["--memory", "1GiB", "--dtype", "int3"], "expected one of bfloat16, float32"),
         (["--memory", "1GiB", "--resolution", "9M"], "9M"),
         (["--memory", "1GiB", "--model", "other"], "other"),
+        (["--memory", "1GiB", "--kv-codec", "int5"], "unknown KV codec 'int5'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(
@@ -120,3 +122,16 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 def test_an_unknown_resolution_is_an_error_of_heatkv() -> None:
     with pytest.raises(UnknownNameError):
         LARGE.use("9M", 0.1, 1)
+
+
+@pytest.mark.parametrize("budget", [0.1, 1.0])
+@pytest.mark.parametrize("codec", ["int8", "k4v2"])
+def test_a_codec_s_cache_is_the_pools_of_a_run(codec: str, budget: float) -> None:
+    setting = Setting(model_config("infinity-tiny"), "cuda", "bfloat16", 2, 2, codec=codec)
+    job = Job(prompt="", model="infinity-tiny", policy="heatkv", budget=budget, kv_codec=codec)
+
+    use = setting.use("native", budget, 1)
+
+    planned = plan_job(job).capacity_bytes(rows=2, dtype_bytes=2)
+    assert 0.95 * use.cache_bytes <= planned <= use.cache_bytes
+    assert use.cache_bytes <= dataclasses.replace(setting, codec="model").use("native", budget, 1).cache_bytes

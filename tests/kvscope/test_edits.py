@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kvscope.edits import Budget, Clear, Drop, Pin, Policy, Sinks, Target, parse_edit
+from kvscope.edits import Budget, Clear, Drop, Pin, Policy, Sinks, Store, Target, parse_edit
 from kvscope.errors import UsageError
 
 SHAPE = (4, 3, 5)
@@ -23,6 +23,8 @@ SHAPE = (4, 3, 5)
         ("drop l12 h3 s5-7 after q8", Drop(Target((12, 12), (3, 3), (5, 7)), 8)),
         ("drop s5", Drop(Target(source_scale=(5, 5)))),
         ("pin l1 h* s2", Pin(Target((1, 1), None, (2, 2)))),
+        ("codec INT4 l1 s2-3", Store("int4", Target((1, 1), None, (2, 3)))),
+        ("policy knapsack:codecs=int4+k4v2", Policy("knapsack:codecs=int4+k4v2")),
         ("clear l*", Clear(Target())),
     ],
 )
@@ -47,6 +49,8 @@ def test_empty_lines_and_remarks_are_no_edits(line: str) -> None:
         "drop l3 l4",
         "drop l5-3",
         "pin",
+        "codec int4",
+        "codec s5",
         "budget",
         "budget 120%",
         "budget ten",

@@ -27,7 +27,7 @@ def test_every_line_of_the_grammar_is_an_edit(line: str) -> None:
 
 def test_the_grammar_has_every_verb() -> None:
     assert {line.split()[0] for line in LINES} == {
-        *("budget", "sinks", "policy", "drop", "pin", "clear"),
+        *("budget", "sinks", "policy", "drop", "pin", "codec", "clear"),
         UNDO,
         REDO,
     }

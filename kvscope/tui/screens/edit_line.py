@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kvscope.edits import EXAMPLES, Clear, Drop, Pin, parse_edit
+from heatkv.codecs import codec_named
+from heatkv.errors import UnknownNameError
+from kvscope.edits import EXAMPLES, Clear, Drop, Pin, Store, parse_edit
 from kvscope.errors import UsageError
 from kvscope.tui.screens.line import LineScreen
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from kvscope.edits import Edit
     from kvscope.tui.view import View
 
+_Targeted = Drop | Pin | Store | Clear
 _READ_ONLY = "read-only: nothing can be edited; `kvscope open TRACE --edit` opens it for editing · esc back"
 
 
@@ -44,11 +47,13 @@ def edit_problem(line: str, view: View) -> str | None:
         return None
     try:
         edit = parse_edit(line)
-        if isinstance(edit, Drop | Pin | Clear):
+        if isinstance(edit, _Targeted):
             edit.target.mask(view.edit.draft.ground.shape)
+        if isinstance(edit, Store):
+            codec_named(edit.codec)
         if isinstance(edit, Drop) and edit.after is not None and edit.after >= view.edit.draft.ground.shape[2]:
             return f"there is no query scale {edit.after}; they go from 0 to {view.edit.draft.ground.shape[2] - 1}"
-    except UsageError as error:
+    except (UsageError, UnknownNameError) as error:
         return str(error)
     return None
 
@@ -69,7 +74,7 @@ def edit_words(line: str, view: View) -> str:
 
 def _reach(edit: Edit, ground: Ground) -> str:
     """How many head-scales it means."""
-    if not isinstance(edit, Drop | Pin | Clear):
+    if not isinstance(edit, _Targeted):
         return ""
     count = int(edit.target.mask(ground.shape).sum())
     return f" · {count:,} head-scale{'' if count == 1 else 's'}"

@@ -14,7 +14,16 @@ from textual.strip import Strip
 from kvscope import units
 from kvscope.tui.figures import planned_peaks
 from kvscope.tui.history import parameters_words
-from kvscope.tui.lanes import PINS, Change, changes, lifetimes, plan_facts, source_fates
+from kvscope.tui.lanes import (
+    CODEC_LETTERS,
+    PINS,
+    Change,
+    changes,
+    lifetimes,
+    plan_facts,
+    source_fates,
+    stored_codec,
+)
 from kvscope.tui.metrics import why
 from kvscope.tui.palette import DROPPED
 from kvscope.tui.widgets.canvas import Part, View, field, fit, parts_width, row, rule
@@ -350,15 +359,22 @@ def _line_parts(view: View, snapshot: Snapshot, fold: LaneFold, y: int) -> Itera
             else:
                 change = Change(changed[layer, head, source])
                 yield MARKS[change], ink.strong if change in PINS else ink.muted
-            yield from _cell(schedule, source, float(lived[layer, head, source]), fold.cell - 1, ink)
+            letter = CODEC_LETTERS.get(stored_codec(schedule, layer, head, source), "")
+            yield from _cell(schedule, source, float(lived[layer, head, source]), fold.cell - 1, ink, letter)
         closed = here and view.cursor.source_scale == fold.num_scales - 1
         yield (closing if closed else " ").ljust(_GAP), ink.accent
 
 
-def _cell(schedule: PruningSchedule, source: int, lived: float, width: int, ink: Ink) -> Iterator[Part]:
+def _cell(
+    schedule: PruningSchedule, source: int, lived: float, width: int, ink: Ink, letter: str = ""
+) -> Iterator[Part]:
+    """A bar; that of what is ever stored in a codec begins with the codec's letter."""
     if source < schedule.sink_scales:
-        yield _SINK * width, ink.muted
+        yield letter + _SINK * (width - len(letter)), ink.muted
         return
+    if letter and lived > 0:
+        yield letter, ink.text
+        width -= 1
     bar = _bar(lived, width, ink)
     alive = bar.rstrip(DROPPED)
     yield alive, ink.calm
