@@ -16,7 +16,7 @@ from kvscope.validate import validate
 
 TRACES = Path(__file__).parents[2] / "traces"
 FULL, CHOSEN = TRACES / "infinity-tiny-full.h5", TRACES / "infinity-tiny-snapkv-10.h5"
-SNAPKV = ("--policy", "snapkv:window=4", "--budget", "0.1")
+SNAPKV = ("--policy", "snapkv:window=4", "--sink-scales", "2", "--budget", "0.1")
 
 Told = Callable[..., Any]
 
