@@ -122,11 +122,13 @@ class PruningSchedule:
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what a run can notice: drop_step, scales, sink scales; codecs, if any; an online policy."""
+        """SHA-256 (hex) of what a run can notice: drop_step, scales, sink scales; codecs, if any; an online policy, and
+        how many tokens it keeps."""
         head: list[object] = [list(self.drop_step.shape), [list(size) for size in self.scales.sizes], self.sink_scales]
         arrays = self.drop_step.astype("<i2").tobytes()
-        if self.online:
+        if self.layer_tokens is not None:
             head += [self.policy, self.budget, self.provenance]
+            arrays += self.layer_tokens.astype("<i4").tobytes()
         if self.codec is not None:
             head.append(list(self.codecs))
             arrays += self.codec[..., :-1].tobytes()

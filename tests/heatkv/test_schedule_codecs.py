@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from heatkv.codecs import CODECS, MODEL
 from heatkv.config import MODELS
 from heatkv.errors import ScheduleError
 from heatkv.head_codecs import tokens_bought
+from heatkv.online import plan_in_codec
 from heatkv.policies.full import FullPolicy
+from heatkv.policies.window import WindowPolicy
 from heatkv.schedule import PruningSchedule
 from tests.heatkv.conftest import random_schedule
 
@@ -33,7 +35,7 @@ def mixed(seed: int, names: tuple[str, ...] = NAMES) -> PruningSchedule:
     """Any drop steps, any codecs."""
     schedule = random_schedule(TINY, SCALES, seed=seed, sink_scales=seed % 3)
     codec = np.random.default_rng(seed).integers(0, len(names), schedule.drop_step.shape)
-    return dataclasses.replace(schedule, codec=codec, codecs=names)
+    return replace(schedule, codec=codec, codecs=names)
 
 
 def full() -> PruningSchedule:
@@ -91,6 +93,43 @@ class TestBytes:
             assert sinks * plain + (tokens + 1 - sinks) * coded > allowed * plain
 
 
+class TestOnline:
+    """An online policy's tokens, sinks too, are all in one codec."""
+
+    def bound(self) -> PruningSchedule:
+        return plan_in_codec(
+            WindowPolicy(), "int4", TINY, SCALES, budget=0.3, sink_scales=2, dtype_bytes=SIZES["dtype_bytes"]
+        ).bound()
+
+    def test_bytes_are_the_tokens_held_times_those_of_its_codec(self) -> None:
+        bound, each = self.bound(), CODECS["int4"].bytes_per_token(TINY.head_dim, **SIZES)
+
+        assert bound.tokens_held_by_codec()["int4"].tolist() == bound.tokens_held().tolist()
+        assert bound.bytes_held(TINY.head_dim, **SIZES).tolist() == (bound.tokens_held() * each).tolist()
+        assert bound.capacity_bytes(TINY.head_dim, **SIZES) == bound.peak_tokens * each
+
+    def test_survives_a_file_with_its_codec_and_its_tokens(self, tmp_path: Path) -> None:
+        again = PruningSchedule.load(self.bound().save(tmp_path / "bound.json"))
+
+        assert again == self.bound()
+        assert again.online
+        assert again.codecs == ("int4",)
+
+    def test_another_codec_or_other_tokens_make_it_another(self) -> None:
+        bound = self.bound()
+        assert bound.layer_tokens is not None
+        others = [bound.in_codec(MODEL), bound.in_codec("int8"), replace(bound, layer_tokens=bound.layer_tokens // 2)]
+
+        assert bound.in_codec("int4") == bound
+        assert len({one.content_hash for one in (bound, *others)}) == 4
+
+    def test_two_codecs_are_refused(self) -> None:
+        bound = self.bound()
+
+        with pytest.raises(ScheduleError, match=r"codecs are model, int4; expected one where an online policy chooses"):
+            replace(bound, codecs=("model", "int4"))
+
+
 class TestFile:
     @given(seed=st.integers(0, 99))
     @settings(deadline=None, max_examples=10)
@@ -146,10 +185,10 @@ class TestFile:
         assert str(path) in str(caught.value)
 
     def test_a_budget_that_its_bytes_exceed_is_refused(self, tmp_path: Path) -> None:
-        within = dataclasses.replace(full().in_codec("int4"), budget=0.6)
+        within = replace(full().in_codec("int4"), budget=0.6)
 
         assert PruningSchedule.load(within.save(tmp_path / "within.json")).budget == 0.6
 
-        beyond = dataclasses.replace(within, budget=0.1)
+        beyond = replace(within, budget=0.1)
         with pytest.raises(ScheduleError, match=r"the budget 0.1 allows \d+ bytes a row of float32, but the peak is"):
             PruningSchedule.load(beyond.save(tmp_path / "beyond.json"))

@@ -16,7 +16,7 @@ from kvscope.validate import validate
 
 TRACES = Path(__file__).parents[2] / "traces"
 FULL, CHOSEN = TRACES / "infinity-tiny-full.h5", TRACES / "infinity-tiny-snapkv-10.h5"
-SNAPKV = ("--policy", "snapkv:window=4", "--budget", "0.1")
+SNAPKV = ("--policy", "snapkv:window=4", "--sink-scales", "2", "--budget", "0.1")
 
 Told = Callable[..., Any]
 
@@ -102,6 +102,17 @@ class TestReplay:
         assert 0 < made["kl"] < 1
         assert all(0 < error < 1 for error in made["attention_error_by_layer"])
         assert validate(tmp_path / "forced.h5") == []
+
+    def test_a_codec_is_the_replay_s_own(self, told: Told, tmp_path: Path) -> None:
+        made = tmp_path / "int4.h5"
+        told("replay", FULL, *SNAPKV, "--kv-codec", "int4", "--mode", "free", "-o", made, "--threads", 1)
+        told("replay", made, *SNAPKV, "--mode", "free", "-o", tmp_path / "plain.h5", "--threads", 1)
+
+        with Trace.open(made) as coded, Trace.open(tmp_path / "plain.h5") as plain:
+            assert coded.schedule.codecs == ("int4",)
+            assert coded.schedule.peak_tokens > plain.schedule.peak_tokens
+            assert plain.schedule.codec is None
+            assert not validate(coded.path)
 
     def test_free_gives_the_image_that_the_policy_gives(self, told: Told, tmp_path: Path) -> None:
         told("replay", FULL, *SNAPKV, "--mode", "free", "-o", tmp_path / "free.h5", "--threads", 1)
