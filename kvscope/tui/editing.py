@@ -77,13 +77,14 @@ class EditState:
 
     @property
     def num_changed(self) -> int:
-        """Head-scales whose drop step differs from the recorded plan's."""
+        """Head-scales whose drop step or codec differs from the recorded plan's."""
         return int(self.changed_by_source.sum())
 
     @property
     def changed_by_source(self) -> NDArray[np.int64]:
         """The same by source scale: [source_scale]."""
-        changed = self.draft.schedule.drop_step != self.draft.start.drop_step
+        now, before = self.draft.schedule, self.draft.start
+        changed = (now.drop_step != before.drop_step) | (now.stored_in() != before.stored_in())
         return np.asarray(changed.sum(axis=(0, 1)), np.int64)
 
 

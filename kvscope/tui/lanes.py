@@ -113,6 +113,8 @@ class Change(IntEnum):
     LONGER = 3
     """Decided by a policy, as the next."""
     SHORTER = 4
+    RECODED = 5
+    """Stays as long, stored in another codec."""
 
 
 PINS = (Change.PINNED_KEPT, Change.PINNED_GONE)
@@ -124,12 +126,14 @@ def changes(draft: Draft) -> NDArray[np.uint8]:
     """A Change for each head-scale: [layer, head, source_scale]. A pin is one even where it changes nothing."""
     now, before = draft.schedule.drop_step, draft.start.drop_step
     found = np.full(now.shape, Change.SAME, np.uint8)
+    found[draft.schedule.stored_in() != draft.start.stored_in()] = Change.RECODED
     found[now > before] = Change.LONGER
     found[now < before] = Change.SHORTER
     pinned = draft.pins != FREE
     found[pinned & (draft.pins == draft.ground.last_step)] = Change.PINNED_KEPT
     found[pinned & (draft.pins != draft.ground.last_step)] = Change.PINNED_GONE
     found[..., : draft.sink_scales] = Change.SAME
+    found[..., -1] = Change.SAME
     return found
 
 
@@ -173,5 +177,6 @@ MARK_WORDS = {
     Change.PINNED_GONE: "dropped by hand",
     Change.LONGER: "kept longer by the policy",
     Change.SHORTER: "dropped sooner by the policy",
+    Change.RECODED: "stored otherwise",
 }
 """What a Change means, in words."""

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.codecs import MODEL
 from kvscope import units
+from kvscope.tui.lanes import stored_codec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -158,7 +160,14 @@ def ranks_of(snapshot: Snapshot) -> NDArray[np.float64]:
 
 
 def why(snapshot: Snapshot, cursor: Cursor) -> str:
-    """Why the head-scale under the cursor is in the cache or not, from the plan in force: one sentence."""
+    """Why the head-scale under the cursor is in the cache or not, from the plan in force, and in which codec: one
+    sentence."""
+    codec = stored_codec(snapshot.schedule, cursor.layer, cursor.head, cursor.source_scale)
+    sentence = _why(snapshot, cursor)
+    return sentence if codec == MODEL or "never kept" in sentence else f"{sentence}; stored in {codec}"
+
+
+def _why(snapshot: Snapshot, cursor: Cursor) -> str:
     schedule, source = snapshot.schedule, cursor.source_scale
     drop_step = int(schedule.drop_step[cursor.layer, cursor.head, source])
     now = cursor.query_scale * schedule.num_layers + cursor.layer

@@ -16,7 +16,7 @@ from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.journal import History, replayed
 from kvscope.trace import Trace
-from kvscope.tui.lanes import CODEC_LETTERS, fate_words
+from kvscope.tui.lanes import CODEC_LETTERS, Change, changes, fate_words
 
 TRACES = Path(__file__).parents[2] / "traces"
 
@@ -139,3 +139,12 @@ def test_every_codec_but_the_model_s_has_a_letter_of_its_own() -> None:
     assert {"model", *CODEC_LETTERS} == set(CODECS)
     assert len(set(CODEC_LETTERS.values())) == len(CODEC_LETTERS)
     assert np.all([len(letter) == 1 for letter in CODEC_LETTERS.values()])
+
+
+def test_the_schedule_screen_marks_what_is_stored_otherwise(start: Draft) -> None:
+    draft = edited(start, "codec k4v2 l0 h0-1 s4", "pin l0 h1 s4").draft
+
+    found = changes(draft)
+    assert found[0, 0, 4] == Change.RECODED
+    assert found[0, 1, 4] == Change.PINNED_KEPT
+    assert (found[1:] == Change.SAME).all()

@@ -41,9 +41,9 @@ _LANES = (
     "never kept. Thin lines are sink scales, never evicted; the last scale is never cached. Dropped counts the heads "
     "that do not keep the scale to the end. A letter at the begin of a bar is the codec that it is stored in: f fp8, "
     "8 int8, 4 int4, k k4v2, 2 int2; without one, the model's own numbers. While it is edited, the sign before a bar "
-    "says what differs from the recorded plan: pinned, dropped by hand, or changed by the policy that fills in. "
-    "Of a policy that chooses single tokens during the run there is no such plan: one line per layer, one column per "
-    "query scale, and how many tokens the layer then holds, over all its heads."
+    "says what differs from the recorded plan: pinned, dropped by hand, changed by the policy that fills in, or stored "
+    "in another codec (a ring). Of a policy that chooses single tokens during the run there is no such plan: one line "
+    "per layer, one column per query scale, and how many tokens the layer then holds, over all its heads."
 )
 _TOTALS = (
     "The most that is held after any step of each query scale, over all layers and heads, as a share of the budget, "

@@ -57,6 +57,7 @@ MARKS = {
     Change.PINNED_GONE: "✗",
     Change.LONGER: "▲",
     Change.SHORTER: "▼",
+    Change.RECODED: "○",
 }
 """What stands before the bar of a head-scale that was edited."""
 EDIT_LEGEND = "◆ pinned · ✗ dropped by hand · ▲ longer · ▼ shorter than recorded"
