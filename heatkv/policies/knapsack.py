@@ -1,10 +1,10 @@
 """The knapsack planner: whenever the cache would exceed its budget, what is worth least per byte goes, or gets coarser.
 
-Source: ours. Unlike HeatKV (arXiv 2605.14877) it chooses over all layers, heads and source scales at once, judges a head-scale
-after a step only by what later steps lose without it, in both guidance rows, and knows coarser codecs beside keeping
-and dropping. What is lost is measured: `output`, the change of the layer's attention output were the head blind to the
-source scale, which predicts the effect of dropping far better than attention mass does (docs/beyond.md); or `mass`,
-which every trace has. The choosing itself is heatkv.spending.
+Source: ours. Unlike HeatKV (arXiv 2605.14877) it chooses over all layers, heads and source scales at once, judges a
+head-scale after a step only by what later steps lose without it, in both guidance rows, and knows coarser codecs
+beside keeping and dropping. What is lost is measured: `output`, the change of the layer's attention output were the
+head blind to the source scale, which predicts the effect of dropping far better than attention mass does
+(docs/beyond.md); or `mass`, which every trace has. The choosing itself is heatkv.spending.
 """
 
 from __future__ import annotations
