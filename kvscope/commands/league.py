@@ -31,7 +31,11 @@ def run(args: argparse.Namespace) -> int:
 def run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
-        "--policies", nargs="+", required=True, metavar="P", help="cache policies, as `kvscope run --policy` takes them"
+        "--policies",
+        nargs="+",
+        required=True,
+        metavar="P",
+        help="cache policies, as `kvscope run --policy` takes them; then /N for sink scales, @CODEC for a KV codec",
     )
     add("--budgets", nargs="+", default=[], metavar="B", help="bytes, or fractions of the bf16 history: 40MB 20%% 0.05")
     add("--prompts", type=Path, metavar="FILE", help="text or .jsonl, a prompt a line; or a folder of .txt")
