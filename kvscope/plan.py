@@ -62,8 +62,8 @@ def plan_job(job: Job) -> Plan:
         if schedule.online:
             found = f"{job.schedule}: of policy {schedule.policy}, which chooses during the run"
             raise UsageError(f"{found}, so there is no schedule to obey; give --policy {schedule.policy}")
-        coded = schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec)
-        return Plan(config, scales, coded)
+        _check_codecs(schedule, job, job.schedule)
+        return Plan(config, scales, schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec))
     policy = policy_of(job, config, scales)
     sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
     if not hasattr(policy, "scores"):
@@ -83,6 +83,7 @@ def plan_job(job: Job) -> Plan:
 
 def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: Job) -> PruningSchedule:
     """The plan with what the same bytes buy in the job's codec. `policy`: Any, as load_policy."""
+    _check_codecs(planned, job, f"policy {job.policy}")
     if job.kv_codec == MODEL:
         return planned
     if job.budget is not None and planned.policy != "full":
@@ -97,6 +98,13 @@ def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: J
         again = policy.plan(config, planned.scales, budget=bought, sink_scales=planned.sink_scales)
         planned = replace(again, budget=job.budget)
     return planned.in_codec(job.kv_codec)
+
+
+def _check_codecs(schedule: PruningSchedule, job: Job, source: str) -> None:
+    """Raises UsageError for a codec for all where each head-scale has one: it could take more bytes than the budget."""
+    if schedule.codec is not None and job.kv_codec != MODEL:
+        stored = ", ".join(schedule.codecs)
+        raise UsageError(f"{source} says itself what is stored how ({stored}); leave --kv-codec {job.kv_codec} out")
 
 
 def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # Any: as load_policy

@@ -19,6 +19,7 @@ from heatkv.schedule import PruningSchedule, budget_bytes
 from kvscope import cli
 from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import Budget, Policy
+from kvscope.errors import UsageError
 from kvscope.job import Job
 from kvscope.ledger import measure
 from kvscope.plan import plan_job, summarize_plan
@@ -171,3 +172,13 @@ class TestDraft:
         assert "head-tokens over the budget" in draft.problem.text
         again = edited(dataclasses.replace(draft, problem=None), Budget(fraction=draft.problem.minimum))
         assert again.problem is None
+
+
+def test_one_codec_for_all_is_refused_where_the_policy_chooses_codecs(tmp_path: Path) -> None:
+    calibration = TRACES / "infinity-tiny-scas.h5"
+    job = Job("", "infinity-tiny", "knapsack:codecs=int8+int4", budget=0.1, orders=str(calibration))
+    schedule = plan_job(job).schedule.save(tmp_path / "mixed.json")
+
+    for given in (job, dataclasses.replace(job, schedule=str(schedule))):
+        with pytest.raises(UsageError, match=r"says itself what is stored how \(.*\); leave --kv-codec int8 out"):
+            plan_job(dataclasses.replace(given, kv_codec="int8"))
