@@ -128,6 +128,8 @@ class Setting:
     """None: any that keeps to the budget by whole head-scales."""
     codec: str = MODEL
     """What all but the sinks are stored in: a budget stays the same bytes, but the whole history takes fewer."""
+    orders: str | None = None
+    """Path of the policy's head orders or calibration; None: those that come with heatkv."""
 
     def use(self, resolution: str, budget: float, images: int) -> Use:
         """What a batch takes. Raises BudgetError if no schedule can meet the budget."""
@@ -150,9 +152,9 @@ class Setting:
         Without a policy everything is kept in the former: a smaller budget has less to gather.
         """
         if self.policy is not None:
-            plan = _planned(self.config.name, self.policy, self.codec, resolution, self.aspect, budget)
+            plan = _planned(self.config.name, self.policy, self.codec, resolution, self.aspect, budget, self.orders)
             return plan.schedule, plan.peak_tokens, plan.capacity_bytes(rows=rows, dtype_bytes=self.dtype_bytes)
-        full = _planned(self.config.name, "full", self.codec, resolution, self.aspect, None).schedule
+        full = _planned(self.config.name, "full", self.codec, resolution, self.aspect, None, None).schedule
         check_budget(budget, full.scales, min(self.config.sink_scales, full.scales.num_scales - 1))
         return full, *self._bought(full, budget, rows)
 
@@ -259,10 +261,13 @@ def _most(fits: Callable[[int], bool]) -> int:
 
 
 @lru_cache(maxsize=64)
-def _planned(model: str, policy: str, codec: str, resolution: str, aspect: float, budget: float | None) -> Plan:
+def _planned(
+    model: str, policy: str, codec: str, resolution: str, aspect: float, budget: float | None, orders: str | None
+) -> Plan:
     # A model with scales of its own has one resolution, which has no name to ask for.
     name = None if model_config(model).scales else resolution
-    return plan_job(Job("", model, policy, resolution=name, aspect=aspect, budget=budget, kv_codec=codec))
+    job = Job("", model, policy, resolution=name, aspect=aspect, budget=budget, orders=orders, kv_codec=codec)
+    return plan_job(job)
 
 
 def _batches(found: Capacity) -> list[list[str]]:

@@ -104,10 +104,14 @@ def plan_text(summary: PlanSummary) -> str:
             *_codec_lines(summary),
             f"  peak after scale {summary.peak_query_scale}, layer {summary.peak_layer}{dropped}",
             *_capacity_lines(summary),
-            f"  least feasible budget: {fraction_text(summary.minimum_budget)} (the sink scales)",
+            f"  least feasible budget: {fraction_text(summary.minimum_budget)} ({_what_must_stay(summary)})",
             f"  schedule {summary.schedule_sha256[:12]}",
         ]
     )  # fmt: skip
+
+
+def _what_must_stay(summary: PlanSummary) -> str:
+    return "the sink scales" if summary.sink_scales else "there are no sink scales"
 
 
 def _capacity_lines(summary: PlanSummary) -> Iterable[str]:

@@ -45,6 +45,10 @@ POLICIES: dict[str, str] = {
 GIVEN = ("orders", "measurements")
 """Fields of a policy that are not parameters: what calibration found, supplied by whoever makes the policy."""
 
+MOST_QUERIES = 65_536
+"""That a policy may observe: more than a map has."""
+WIDEST_POOLING = 4_095
+
 Rows = Literal["each", "run"]
 """Whose decision it is: every batch row's own (so guidance rows may keep other tokens), or one for the whole run."""
 
@@ -57,7 +61,8 @@ class PlannedPolicy(Protocol):
     """Whether what it evicts is really gone from memory, not only masked."""
     needs: ClassVar[tuple[str, ...]]
     """What must be supplied: `orders` (a field `orders: HeadOrders`), or names of fields of Measurements (then it has
-    a field `measurements: Measurements`)."""
+    a field `measurements: Measurements`). A class variable `needs_with` says what is needed instead where a parameter
+    (`name`, or `name=value`) is given."""
 
     def plan(
         self,
@@ -125,20 +130,26 @@ def load_policy(name: str) -> type[Any]:  # Any: planned and online policies hav
 
 
 def needs_of(text: str) -> tuple[str, ...]:
-    """What must be supplied to make the policy of this text: its `needs`, but none if a parameter takes their place."""
+    """What must be supplied to make the policy of this text: its `needs`, unless a parameter needs something else."""
     name, given = split_policy(text)
     kind = load_policy(name)
-    needs: tuple[str, ...] = () if getattr(kind, "instead_of_needs", None) in given else kind.needs
+    needs_with: Mapping[str, tuple[str, ...]] = getattr(kind, "needs_with", {})
+    others = [needs_with[one] for key, value in given.items() for one in (key, f"{key}={value}") if one in needs_with]
+    needs: tuple[str, ...] = others[0] if others else kind.needs
     return needs
 
 
 def split_policy(text: str) -> tuple[str, dict[str, str]]:
     """Name and parameters of a text such as `scalekv:window=16,kernel=5`. Raises OptionError for another form."""
-    name, _, rest = text.partition(":")
+    name, colon, rest = text.partition(":")
+    if colon and not rest:
+        raise OptionError(f"policy {text!r}: nothing behind the colon; write {name}, or name=value behind it")
     given: dict[str, str] = {}
     for part in rest.split(",") if rest else ():
         key, equals, value = part.partition("=")
-        if not equals or not key or key in given:
+        if equals and key in given:
+            raise OptionError(f"policy {text!r}: {key} is given twice, as {given[key]} and {value}; leave one out")
+        if not equals or not key:
             raise OptionError(f"policy {text!r}: {part!r} is not name=value; write it as in scalekv:window=16,kernel=5")
         given[key] = value
     return name, given
@@ -163,10 +174,21 @@ def make_policy(text: str, supplied: Mapping[str, Any]) -> Any:  # Any: as load_
     return kind(**values, **{key: one for key, one in supplied.items() if key in fields})
 
 
+def check_parameter(policy: Any, name: str, *, least: float, most: float) -> None:  # Any: any policy
+    """Raises OptionError, with the range, unless this parameter is a number from `least` to `most`."""
+    value = getattr(policy, name)
+    if not least <= value <= most:  # so that NaN is refused too
+        raise OptionError(f"policy {policy.name}: {name}={value}; expected {_range_end(least)} to {_range_end(most)}")
+
+
 def parameters(policy: Any) -> dict[str, Any]:  # Any: any policy, and its numbers and texts
     """The parameters of a policy by name: its fields but for what calibration supplied."""
     names = [field.name for field in dataclasses.fields(policy) if field.name not in GIVEN]
     return {name: getattr(policy, name) for name in names}
+
+
+def _range_end(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
 
 
 def _value(policy: str, key: str, text: str, kind: Any) -> Any:  # Any: as annotations give types; numbers and texts

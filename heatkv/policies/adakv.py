@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from heatkv.policies import Rows
+from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, Rows, check_parameter
 from heatkv.policies.snapkv import observed
 from heatkv.policies.tokens import TokenPolicy
 
@@ -35,6 +35,10 @@ class AdaKVPolicy(TokenPolicy):
     shares_layer: ClassVar[bool] = True
     floor: ClassVar[float] = 0.2
     default_sinks: ClassVar[int | None] = 0
+
+    def __post_init__(self) -> None:
+        check_parameter(self, "window", least=1, most=MOST_QUERIES)
+        check_parameter(self, "kernel", least=1, most=WIDEST_POOLING)
 
     def scores(self, seen: Seen) -> Tensor:
         return observed(seen, window=self.window, kernel=self.kernel)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from heatkv.errors import OptionError
 from heatkv.online import by_shares
+from heatkv.policies import check_parameter
 from heatkv.policies.tokens import TokenPolicy, spread_order
 
 if TYPE_CHECKING:
@@ -44,10 +44,8 @@ class AMSKVPolicy(TokenPolicy):
     default_sinks: ClassVar[int | None] = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.demanding <= 1:
-            raise OptionError(f"policy amskv: demanding={self.demanding:g}; expected a share of layers, 0 to 1")
-        if self.extra < 1:
-            raise OptionError(f"policy amskv: extra={self.extra:g}; expected 1 or more")
+        check_parameter(self, "demanding", least=0, most=1)
+        check_parameter(self, "extra", least=1, most=1e6)
 
     def capacities(
         self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 
-from heatkv.errors import OptionError
 from heatkv.online import spread
+from heatkv.policies import MOST_QUERIES, check_parameter
 from heatkv.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ class ForcingPolicy(TokenPolicy):
     carries: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.reach not in (0, 1):
-            raise OptionError(f"policy forcing: reach={self.reach}; expected 0 or 1")
-        if self.grid < 1:
-            raise OptionError(f"policy forcing: grid={self.grid}; expected 1 or more cells")
+        if self.threshold is not None:
+            check_parameter(self, "threshold", least=0, most=1)
+        check_parameter(self, "reach", least=0, most=1)
+        check_parameter(self, "grid", least=1, most=MOST_QUERIES)
 
     def capacities(
         self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from heatkv.errors import OptionError
+from heatkv.policies import check_parameter
 from heatkv.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ class H2OPolicy(TokenPolicy):
     default_sinks: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.recent <= 1:
-            raise OptionError(f"policy h2o: recent={self.recent}; expected a share of the capacity, 0 to 1")
+        check_parameter(self, "recent", least=0, most=1)
 
     def carry(self, seen: Seen) -> Tensor:
         """Attention that each token has had, summed over all queries so far."""

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from heatkv.errors import OptionError
 from heatkv.online import by_shares
+from heatkv.policies import MOST_QUERIES, check_parameter
 from heatkv.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class HACKPolicy(TokenPolicy):
 
     def __post_init__(self) -> None:
         for name in ("alpha", "contextual"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"policy hack: {name}={getattr(self, name):g}; expected a share, 0 to 1")
+            check_parameter(self, name, least=0, most=1)
+        check_parameter(self, "observed", least=1, most=MOST_QUERIES)
 
     def capacities(
         self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from heatkv.errors import OptionError
 from heatkv.online import by_shares
+from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, check_parameter
 from heatkv.policies.hack import contextual_heads
 from heatkv.policies.tokens import TokenPolicy
 
@@ -54,10 +54,10 @@ class HACKPPPolicy(TokenPolicy):
     default_sinks: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.alpha <= 1:
-            raise OptionError(f"policy hackpp: alpha={self.alpha:g}; expected a share, 0 to 1")
-        if self.tau < 0:
-            raise OptionError(f"policy hackpp: tau={self.tau:g}; expected 0 or more")
+        check_parameter(self, "alpha", least=0, most=1)
+        check_parameter(self, "tau", least=0, most=10)
+        check_parameter(self, "observed", least=1, most=MOST_QUERIES)
+        check_parameter(self, "kernel", least=1, most=WIDEST_POOLING)
 
     def capacities(
         self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int

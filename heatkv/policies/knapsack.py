@@ -9,6 +9,7 @@ head blind to the source scale, which predicts the effect of dropping far better
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
@@ -17,7 +18,7 @@ import numpy as np
 from heatkv.codecs import CODECS, MODEL
 from heatkv.errors import BudgetError, OptionError, OrdersError, UnknownNameError
 from heatkv.measurements import Measurements
-from heatkv.policies import parameters
+from heatkv.policies import check_parameter, parameters
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, check_pins, no_pins
 from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales
@@ -53,7 +54,8 @@ class KnapsackPolicy:
 
     name: ClassVar[str] = "knapsack"
     frees_memory: ClassVar[bool] = True
-    needs: ClassVar[tuple[str, ...]] = ("output_error", "attention_mass")
+    needs: ClassVar[tuple[str, ...]] = ("output_error",)
+    needs_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"score=mass": ("attention_mass",)}
     default_sinks: ClassVar[int | None] = 1
 
     @classmethod
@@ -63,6 +65,9 @@ class KnapsackPolicy:
         return cls(measured, "mass", exponent=exponent, late=late)
 
     def __post_init__(self) -> None:
+        check_parameter(self, "uncond", least=0, most=1e6)
+        check_parameter(self, "exponent", least=0, most=10)
+        check_parameter(self, "late", least=-10, most=10)
         unknown = [name for name in self.coded if name not in NOISE]
         if unknown:
             raise UnknownNameError("KV codec", unknown[0], NOISE)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from heatkv.errors import OptionError
 from heatkv.online import by_shares
+from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, check_parameter
 from heatkv.policies.snapkv import observed
 from heatkv.policies.tokens import TokenPolicy
 
@@ -42,8 +42,9 @@ class PyramidKVPolicy(TokenPolicy):
     default_sinks: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
-        if self.beta < 1:
-            raise OptionError(f"policy pyramidkv: beta={self.beta:g}; expected 1 or more")
+        check_parameter(self, "beta", least=1, most=1e6)
+        check_parameter(self, "window", least=1, most=MOST_QUERIES)
+        check_parameter(self, "kernel", least=1, most=WIDEST_POOLING)
 
     def capacities(
         self, mean: float, config: ModelConfig, scales: ScaleSchedule, sink_scales: int

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from heatkv.policies import check_parameter
 from heatkv.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
@@ -26,6 +27,9 @@ class RandomPolicy(TokenPolicy):
 
     name: ClassVar[str] = "random"
     default_sinks: ClassVar[int | None] = 0
+
+    def __post_init__(self) -> None:
+        check_parameter(self, "seed", least=0, most=2**32 - 1)
 
     def scores(self, seen: Seen) -> Tensor:
         # Deferred: planning needs no torch.

@@ -22,6 +22,7 @@ The budget holds after every step, where the paper's is a mean at the end of a s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -31,6 +32,7 @@ import numpy as np
 from heatkv.errors import OptionError
 from heatkv.files import read_json
 from heatkv.online import by_shares
+from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, check_parameter
 from heatkv.policies.tokens import TokenPolicy, spread_order
 from heatkv.schedule import budget_from_tokens
 
@@ -69,14 +71,15 @@ class ScaleKVPolicy(TokenPolicy):
 
     name: ClassVar[str] = "scalekv"
     needs: ClassVar[tuple[str, ...]] = ("selectivity",)
-    instead_of_needs: ClassVar[str | None] = "budget_file"
+    needs_with: ClassVar[Mapping[str, tuple[str, ...]]] = {"budget_file": ()}
     default_sinks: ClassVar[int | None] = 0
 
     def __post_init__(self) -> None:
-        if self.window < 1:
-            raise OptionError(f"policy scalekv: window={self.window}; expected 1 or more queries")
-        if not 0 <= self.drafters <= 1:
-            raise OptionError(f"policy scalekv: drafters={self.drafters:g}; expected a share of pairs, 0 to 1")
+        check_parameter(self, "window", least=1, most=MOST_QUERIES)
+        check_parameter(self, "kernel", least=1, most=WIDEST_POOLING)
+        if self.start is not None:
+            check_parameter(self, "start", least=0, most=2**32 - 1)
+        check_parameter(self, "drafters", least=0, most=1)
 
     def plan(
         self,

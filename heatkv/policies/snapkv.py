@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, check_parameter
 from heatkv.policies.tokens import TokenPolicy
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ class SnapKVPolicy(TokenPolicy):
 
     name: ClassVar[str] = "snapkv"
     default_sinks: ClassVar[int | None] = 0
+
+    def __post_init__(self) -> None:
+        check_parameter(self, "window", least=1, most=MOST_QUERIES)
+        check_parameter(self, "kernel", least=1, most=WIDEST_POOLING)
 
     def scores(self, seen: Seen) -> Tensor:
         return observed(seen, window=self.window, kernel=self.kernel)

@@ -30,8 +30,6 @@ class TokenPolicy:
     shares_layer: ClassVar[bool] = False
     floor: ClassVar[float] = 0.0
     carries: ClassVar[bool] = False
-    instead_of_needs: ClassVar[str | None] = None
-    """A parameter that, where it is given, takes the place of what the policy needs."""
     default_sinks: ClassVar[int | None] = None
     """Sink scales where the user says nothing; None: the model's."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 
 from kvscope import options
 from kvscope.arguments import fraction, number
@@ -31,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help=f"only this; may be repeated (default: {listed})",
     )
     add("--policy", metavar="P", help="of this policy (default: any that drops whole head-scales)")
+    add("--orders", type=Path, metavar="FILE", help="of the policy: head orders, or a calibration")
     add("--cfg", type=number, metavar="X", help="guidance strength; 1 halves the cache (default: the model's)")
     add("--dtype", default=options.DEFAULT_DTYPE, metavar="D", help="bfloat16 or float32 (default: %(default)s)")
     add(
@@ -59,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     for budget in budgets:
         if not 0 <= budget <= 1:
             raise UsageError(f"--budget {budget:g}; expected a fraction of history, 0 to 1")
+    if args.orders is not None and args.policy in (None, "full"):
+        raise UsageError("--orders is only read by a policy that needs one; give --policy, or leave --orders out")
     memory, reserve = _bytes("--memory", args.memory), _bytes("--reserve", args.reserve)
     if reserve >= memory:
         raise UsageError(f"--reserve {args.reserve} leaves nothing of --memory {args.memory}")
@@ -73,6 +77,7 @@ def run(args: argparse.Namespace) -> int:
         aspect=args.aspect,
         policy=args.policy,
         codec=codec_named(args.kv_codec or MODEL).name,
+        orders=None if args.orders is None else str(args.orders),
     )
     found = capacity(
         setting,

@@ -169,6 +169,27 @@ class TestEveryPolicy:
             assert torch.equal(step.alive, torch.cat([each.alive for each in others]))
 
 
+NUMBERS = [
+    (name, field.name)
+    for name in POLICIES
+    for field in dataclasses.fields(load_policy(name))
+    if field.name not in GIVEN and any(kind in field.type.split(" | ") for kind in ("int", "float"))
+]
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf", "1e9", "1000000000"])
+@pytest.mark.parametrize(("name", "parameter"), NUMBERS)
+def test_a_number_makes_a_policy_that_plans_and_selects_or_is_refused(name: str, parameter: str, value: str) -> None:
+    try:
+        policy = make_policy(f"{name}:{parameter}={value}", supplied(CONFIG, SCALES))
+        plan = policy.plan(CONFIG, SCALES, budget=0.3)
+    except (OptionError, BudgetError):
+        return
+
+    assert plan.tokens_held().max() <= budget_tokens(0.3, CONFIG, SCALES)
+    assert len(list(driven(plan, CONFIG))) == CONFIG.num_layers * SCALES.num_scales
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[ModelConfig, ScaleSchedule, int, int, float]:
     """A model, scales of any aspect, sinks, a seed, and how far the budget lies between its minimum and 1."""
@@ -251,12 +272,17 @@ class TestMaking:
         [
             ("scalekv:window=x", r"policy scalekv: window='x'; expected int"),
             ("scalekv:pooling=mean", r"pooling='mean'; expected max or average"),
-            ("scalekv:window=0", r"window=0; expected 1 or more"),
+            ("scalekv:window=0", r"window=0; expected 1 to 65,536"),
             ("full:window=1", r"policy full has no parameters; leave 'window' out"),
             ("snapkv:window", r"'window' is not name=value; write it as in"),
-            ("snapkv:window=1,window=2", r"'window=2' is not name=value"),
-            ("h2o:recent=2", r"recent=2.0; expected a share"),
-            ("pyramidkv:beta=0.5", r"beta=0.5; expected 1 or more"),
+            ("snapkv:window=1,window=2", r"window is given twice, as 1 and 2; leave one out"),
+            ("h2o:", r"nothing behind the colon; write h2o"),
+            ("pyramidkv:window=0", r"policy pyramidkv: window=0; expected 1 to"),
+            ("adakv:window=-4", r"policy adakv: window=-4; expected 1 to"),
+            ("snapkv:kernel=0", r"policy snapkv: kernel=0; expected 1 to"),
+            ("random:seed=-1", r"policy random: seed=-1; expected 0 to 4,294,967,295"),
+            ("h2o:recent=2", r"recent=2.0; expected 0 to 1"),
+            ("pyramidkv:beta=0.5", r"beta=0.5; expected 1 to 1,000,000"),
         ],
     )
     def test_what_cannot_be_is_refused_with_what_can(self, text: str, found: str) -> None:
@@ -266,6 +292,27 @@ class TestMaking:
     def test_a_parameter_can_take_the_place_of_what_is_needed(self) -> None:
         assert needs_of("scalekv") == ("selectivity",)
         assert needs_of("scalekv:budget_file=x.json") == ()
+
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("hack:observed=0", r"policy hack: observed=0; expected 1 to"),
+            ("hackpp:observed=-3", r"policy hackpp: observed=-3; expected 1 to"),
+            ("hackpp:tau=nan", r"tau=nan; expected 0 to 10"),
+            ("forcing:threshold=nan", r"threshold=nan; expected 0 to 1"),
+            ("knapsack:exponent=nan", r"exponent=nan; expected 0 to 10"),
+            ("knapsack:exponent=-1", r"exponent=-1.0; expected 0 to 10"),
+            ("knapsack:late=inf", r"late=inf; expected -10 to 10"),
+            ("knapsack:uncond=-1", r"uncond=-1.0; expected 0 to 1,000,000"),
+        ],
+    )
+    def test_so_is_what_cannot_be_beside_a_calibration(self, text: str, found: str) -> None:
+        with pytest.raises(OptionError, match=found):
+            make_policy(text, supplied(CONFIG, SCALES))
+
+    def test_knapsack_by_mass_needs_attention_mass_alone(self) -> None:
+        assert needs_of("knapsack") == needs_of("knapsack:score=output") == ("output_error",)
+        assert needs_of("knapsack:exponent=1.8,score=mass") == ("attention_mass",)
 
     def test_what_calibration_supplies_is_no_parameter(self) -> None:
         for name in POLICIES:

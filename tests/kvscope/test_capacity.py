@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -135,3 +136,13 @@ def test_a_codec_s_cache_is_the_pools_of_a_run(codec: str, budget: float) -> Non
     planned = plan_job(job).capacity_bytes(rows=2, dtype_bytes=2)
     assert 0.95 * use.cache_bytes <= planned <= use.cache_bytes
     assert use.cache_bytes <= dataclasses.replace(setting, codec="model").use("native", budget, 1).cache_bytes
+
+
+def test_a_policy_that_needs_a_calibration_is_given_one(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["capacity", "--memory", "24GiB", "--model", "infinity-tiny", "--budget", "0.2"]
+    calibration = str(Path(__file__).parents[2] / "traces" / "infinity-tiny-scas.h5")
+
+    assert cli.main([*asked, "--policy", "knapsack", "--orders", calibration]) == 0
+    assert "policy knapsack" in capsys.readouterr().out
+    assert cli.main([*asked, "--orders", calibration]) == 2
+    assert "give --policy" in capsys.readouterr().err

@@ -74,7 +74,9 @@ def test_the_last_scale_comes_first_then_cells_that_are_least_like_what_follows(
     assert kept == [*at, *range(14, 30)]
 
 
-@pytest.mark.parametrize(("parameter", "found"), [({"reach": 2}, "expected 0 or 1"), ({"grid": 0}, "1 or more cells")])
+@pytest.mark.parametrize(
+    ("parameter", "found"), [({"reach": 2}, "expected 0 to 1"), ({"grid": 0}, "grid=0; expected 1 to")]
+)
 def test_values_without_a_meaning_are_refused(parameter: dict[str, int], found: str) -> None:
     with pytest.raises(OptionError, match=found):
         ForcingPolicy(_near_and_far(), **parameter)
