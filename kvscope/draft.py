@@ -18,7 +18,7 @@ from heatkv.config import model_config
 from heatkv.errors import BudgetError, HeatKVError, OptionError, UnknownNameError
 from heatkv.head_codecs import of_names
 from heatkv.measurements import Measurements
-from heatkv.policies import make_policy
+from heatkv.policies import make_policy, split_policy
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, no_pins, plan_within
 from heatkv.schedule import PruningSchedule, budget_from_tokens, budget_tokens, codec_budget, own_steps
@@ -226,9 +226,10 @@ def _knapsack(text: str, ground: Ground) -> KnapsackPolicy:
     measured = ground.measurements
     if measured is None:
         raise UsageError("policy knapsack needs attention mass; edit a whole trace that has it, not a schedule file")
-    given = "" if measured.output_error is not None or "score=" in text else "score=mass,exponent=1.5"
-    name, _, rest = text.partition(":")
-    parts = ",".join(part for part in (given, rest) if part)
+    name, given = split_policy(text)
+    if measured.output_error is None and "score" not in given:
+        given = {"score": "mass", "exponent": "1.5"} | given
+    parts = ",".join(f"{key}={value}" for key, value in given.items())
     policy: KnapsackPolicy = make_policy(f"{name}:{parts}" if parts else name, {"measurements": measured})
     return policy
 
