@@ -17,7 +17,14 @@ from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
 from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, budget_tokens, codec_budget, full_history_tokens, minimum_budget
+from heatkv.schedule import (
+    PruningSchedule,
+    budget_bytes,
+    budget_tokens,
+    codec_budget,
+    full_history_tokens,
+    minimum_budget,
+)
 from kvscope.analysis import DENOMINATOR
 from kvscope.calibration import Calibration, is_calibration
 from kvscope.errors import UsageError
@@ -62,8 +69,7 @@ def plan_job(job: Job) -> Plan:
         if schedule.online:
             found = f"{job.schedule}: of policy {schedule.policy}, which chooses during the run"
             raise UsageError(f"{found}, so there is no schedule to obey; give --policy {schedule.policy}")
-        _check_codecs(schedule, job, job.schedule)
-        return Plan(config, scales, schedule if job.kv_codec == MODEL else schedule.in_codec(job.kv_codec))
+        return Plan(config, scales, _all_in_codec(schedule, config, job, job.schedule))
     policy = policy_of(job, config, scales)
     sinks = config.sink_scales if job.sink_scales is None and "orders" in policy.needs else job.sink_scales
     if not hasattr(policy, "scores"):
@@ -83,7 +89,6 @@ def plan_job(job: Job) -> Plan:
 
 def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: Job) -> PruningSchedule:
     """The plan with what the same bytes buy in the job's codec. `policy`: Any, as load_policy."""
-    _check_codecs(planned, job, f"policy {job.policy}")
     if job.kv_codec == MODEL:
         return planned
     if job.budget is not None and planned.policy != "full":
@@ -97,14 +102,24 @@ def _in_codec(planned: PruningSchedule, policy: Any, config: ModelConfig, job: J
         )
         again = policy.plan(config, planned.scales, budget=bought, sink_scales=planned.sink_scales)
         planned = replace(again, budget=job.budget)
-    return planned.in_codec(job.kv_codec)
+    return _all_in_codec(planned, config, job, f"policy {job.policy}")
 
 
-def _check_codecs(schedule: PruningSchedule, job: Job, source: str) -> None:
-    """Raises UsageError for a codec for all where each head-scale has one: it could take more bytes than the budget."""
-    if schedule.codec is not None and job.kv_codec != MODEL:
-        stored = ", ".join(schedule.codecs)
-        raise UsageError(f"{source} says itself what is stored how ({stored}); leave --kv-codec {job.kv_codec} out")
+def _all_in_codec(schedule: PruningSchedule, config: ModelConfig, job: Job, source: str) -> PruningSchedule:
+    """The schedule in the job's codec. Raises UsageError where it has codecs of its own and would exceed its budget."""
+    if job.kv_codec == MODEL:
+        return schedule
+    coded = schedule.in_codec(job.kv_codec)
+    if schedule.codec is not None and schedule.budget is not None:
+        sizes = {"rows": 1, "dtype_bytes": DTYPE_BYTES[job.dtype]}
+        allowed = budget_bytes(schedule.budget, config, schedule.scales, **sizes)
+        if coded.peak_bytes(config.head_dim, **sizes) > allowed:
+            stored = ", ".join(schedule.codecs)
+            raise UsageError(
+                f"{source} says itself what is stored how ({stored}), and in {job.kv_codec} it would exceed "
+                "its budget; leave --kv-codec out"
+            )
+    return coded
 
 
 def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # Any: as load_policy

@@ -40,9 +40,11 @@ def test_candidates_of_every_weighting_differ_and_say_how_they_were_made(evidenc
 
     early = [one for one in found if "early scales first" in one.name]
     assert 0 < len(early) < len(found)
-    weights = [one.schedule.provenance["weights"] for one in (early[0], next(one for one in found if one not in early))]
-    assert weights[0] == sorted(weights[0], reverse=True)
-    assert weights[1] == sorted(weights[1])
+    late = [
+        one.schedule.provenance["parameters"]["late"]
+        for one in (early[0], next(one for one in found if one not in early))
+    ]
+    assert late == [-0.5, 1.0]
 
 
 def test_for_no_bytes_at_all_nothing_is_kept(evidence: Evidence) -> None:

@@ -180,5 +180,5 @@ def test_one_codec_for_all_is_refused_where_the_policy_chooses_codecs(tmp_path: 
     schedule = plan_job(job).schedule.save(tmp_path / "mixed.json")
 
     for given in (job, dataclasses.replace(job, schedule=str(schedule))):
-        with pytest.raises(UsageError, match=r"says itself what is stored how \(.*\); leave --kv-codec int8 out"):
+        with pytest.raises(UsageError, match=r"says itself what is stored how \(.*\), and in int8 it would exceed"):
             plan_job(dataclasses.replace(given, kv_codec="int8"))
