@@ -127,13 +127,15 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
     needs = needs_of(job.policy)
     supplied: dict[str, Any] = {}  # Any: what a policy's fields hold
     if needs:
-        path = bundled_orders(config) if job.orders is None else Path(job.orders)
+        measured = set(needs) - {"orders"}
+        bundled = None if measured else bundled_orders(config)
+        path = bundled if job.orders is None else Path(job.orders)
         if path is None:
-            what = "head orders" if "orders" in needs else "a calibration"
+            what = "a calibration" if measured else "head orders"
             raise UsageError(f"policy {job.policy} needs {what}; give --orders FILE (kvscope calibrate makes one)")
         if "orders" in needs:
             supplied["orders"] = load_orders(path, config, sinks=job.sink_scales)
-        if set(needs) - {"orders"}:
+        if measured:
             supplied["measurements"] = load_measurements(path)
             supplied["measurements"].require(needs, config, scales)
     return make_policy(job.policy, supplied)
@@ -141,6 +143,8 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
 
 def load_measurements(path: Path) -> Measurements:
     """What a calibration measured. Raises UsageError for a file of head orders alone."""
+    if not path.exists():
+        raise UsageError(f"{path}: no such file; expected a calibration (kvscope calibrate makes one)")
     if not is_calibration(path):
         raise UsageError(f"{path}: no calibration; this policy needs one (kvscope calibrate makes it)")
     return Calibration.load(path).measurements()
