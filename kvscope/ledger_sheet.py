@@ -153,9 +153,10 @@ def answer_of(sheet: Sheet, full_bytes: int, column: Column) -> Answer | None:
         # What a process has before its run cannot be predicted, but its weights can.
         parts.append(weights)
         name, total_bytes = f"{name}, and weights", total_bytes + (_bytes(weights, column) or 0)
-    sizes = [(line.entry.name, size) for line in parts if (size := _bytes(line, column))]
-    taken_off = {-size for _, size in sizes if size < 0}  # as what lies in another memory: not of this total
-    sizes = [(name, size) for name, size in sizes if size not in taken_off and -size not in taken_off]
+    sizes = {line.entry.key: size for line in parts if (size := _bytes(line, column))}
+    if on_host := sizes.pop("index_on_host", 0):  # of another memory: no part of this total
+        sizes["index"] = sizes.get("index", 0) + on_host
+    named = [(line.entry.name, sizes[line.entry.key]) for line in parts if sizes.get(line.entry.key)]
     saved = full_bytes - stored
     return Answer(
         column=column,
@@ -165,7 +166,7 @@ def answer_of(sheet: Sheet, full_bytes: int, column: Column) -> Answer | None:
         total_name=name,
         total_bytes=total_bytes,
         saved_fraction=saved / (total_bytes + saved) if total_bytes + saved > 0 else 0.0,
-        parts=tuple(sorted(sizes, key=lambda part: -part[1])),
+        parts=tuple(sorted(named, key=lambda part: -part[1])),
     )
 
 

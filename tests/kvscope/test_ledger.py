@@ -24,7 +24,7 @@ from kvscope.job import Job
 from kvscope.ledger import Ledger, measure, predict
 from kvscope.ledger_lines import BUDGET, FULL, lines_of
 from kvscope.ledger_report import ledger_text
-from kvscope.ledger_sheet import Sheet
+from kvscope.ledger_sheet import Amount, Sheet, answer_of, sheet_of
 from kvscope.plan import plan_job
 from kvscope.runner import run_job
 from kvscope.trace import Trace
@@ -245,6 +245,18 @@ def test_the_answer_says_what_share_of_all_memory_was_saved(cuda: FakeTrace) -> 
     assert answer.saved_fraction == answer.saved_bytes / (300 * MIB + answer.saved_bytes)
     assert sum(size for _, size in answer.parts) == answer.total_bytes
     assert answer.parts[0] == ("CUDA context and kernels", 100 * MIB)
+
+
+@pytest.mark.parametrize("added_bytes", [7, 10, 11, 12])
+def test_a_part_that_is_less_than_nothing_is_a_part_of_the_total(added_bytes: int) -> None:
+    sizes = {"kept": 9, "capacity": 10, "stored": 11, "rss_added": added_bytes, "rss": 100}
+    sheet = sheet_of(None, "cpu", {}, {key: Amount(size, "measured") for key, size in sizes.items()})
+
+    answer = answer_of(sheet, 20, "measured")
+
+    assert answer is not None
+    assert sum(size for _, size in answer.parts) == answer.total_bytes == 100
+    assert dict(answer.parts).get(sheet.line("moment").entry.name, 0) == added_bytes - 11
 
 
 def test_of_an_unknown_model_only_the_cache_is_predicted(tiny_trace: Path) -> None:

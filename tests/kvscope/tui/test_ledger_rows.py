@@ -93,9 +93,11 @@ def test_bars_end_at_what_the_process_holds_not_at_the_whole_gpu(ledger: Ledger)
     assert 0 < log_floor(rows, ceiling(rows)) <= 10 << 20
 
 
-def test_shares_are_of_all_that_a_full_history_needs(ledger: Ledger) -> None:
-    answer = ledger.answer
-    assert answer is not None
+@pytest.mark.parametrize("negative", [0, -4096])
+def test_shares_are_of_all_that_a_full_history_needs(ledger: Ledger, negative: int) -> None:
+    assert ledger.answer is not None
+    parts = (*ledger.answer.parts, ("a part", negative))
+    answer = replace(ledger.answer, parts=parts, total_bytes=sum(size for _, size in parts))
 
     shares = shares_of(answer, "kept tokens (logical KV)")
 
@@ -104,7 +106,7 @@ def test_shares_are_of_all_that_a_full_history_needs(ledger: Ledger) -> None:
     whole = answer.total_bytes + max(0, answer.saved_bytes)
     assert sum(share for *_, share in shares) == pytest.approx(1 - below / whole)
     assert shares[-1][0] == SAVED
-    assert shares[-1][2] == pytest.approx(answer.saved_fraction)
+    assert shares[-1][2] == pytest.approx(answer.saved_bytes / whole)
     assert "kept tokens (logical KV)" in [name for name, *_ in shares]
     assert all(share >= 0.001 for name, _, share in shares if name not in (SAVED, REST, "kept tokens (logical KV)"))
 
