@@ -205,7 +205,7 @@ def cases(draw: st.DrawFn) -> tuple[ModelConfig, ScaleSchedule, int, int, float]
 
 @pytest.mark.parametrize("name", POLICIES)
 @given(case=cases())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_true_bytes_are_what_was_planned_at_every_step(
     name: str, case: tuple[ModelConfig, ScaleSchedule, int, int, float]
 ) -> None:

@@ -75,7 +75,7 @@ def shown(path: Path, name: str, size: tuple[int, int]) -> list[tuple[str, list[
 
     async def main() -> None:
         async with app.run_test(size=size) as pilot:
-            for _ in itertools.takewhile(lambda _: app.view.snapshot is None, range(500)):
+            for _ in itertools.takewhile(lambda _: app.view.snapshot is None, range(6000)):
                 await pilot.pause(0.02)
             await pilot.press(SCREENS[name].key)
             await pilot.pause()

@@ -125,7 +125,7 @@ class TestChoosePath:
 class TestEveryPathOnTheCpu:
     @pytest.mark.parametrize("dtype", OUT)
     @given(kept=heads_keep, rows=st.integers(1, 3), current=st.integers(1, 9))
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_gives_dense_attention_of_what_is_visible(
         self, kept: list[Kept], rows: int, current: int, dtype: torch.dtype, path: Path
     ) -> None:
@@ -140,7 +140,7 @@ class TestEveryPathOnTheCpu:
 
     @pytest.mark.parametrize("dtype", MASS)
     @given(kept=heads_keep, current=st.integers(1, 9), conditional_rows=st.integers(1, 3))
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_measures_the_mass_of_either_kind_of_rows(
         self, kept: list[Kept], current: int, conditional_rows: int, dtype: torch.dtype, path: Path
     ) -> None:
@@ -158,7 +158,7 @@ class TestEveryPathOnTheCpu:
 
     @pytest.mark.parametrize("dtype", MASS)
     @given(kept=heads_keep, current=st.integers(1, 9))
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_maps_every_key_to_its_place_in_the_sequence(
         self, kept: list[Kept], current: int, dtype: torch.dtype, path: Path
     ) -> None:
@@ -191,7 +191,7 @@ class TestEveryPathOnTheCpu:
             begin += tokens
 
     @given(kept=heads_keep)
-    @settings(deadline=None, max_examples=10)
+    @settings(max_examples=10)
     def test_mass_is_nan_exactly_where_a_head_sees_nothing_and_sums_to_one(self, kept: list[Kept], path: Path) -> None:
         visible = visible_case(kept)
 

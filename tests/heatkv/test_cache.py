@@ -90,7 +90,7 @@ def schedules(draw: st.DrawFn) -> PruningSchedule:
 
 class TestObedience:
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_holds_the_scheduled_tokens_after_every_step_in_exactly_their_bytes(
         self, schedule: PruningSchedule
     ) -> None:
@@ -103,7 +103,7 @@ class TestObedience:
             assert cache.accounted_bytes == held[step] * BYTES_PER_TOKEN
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_shows_the_scheduled_head_scales_as_they_were_written(self, schedule: PruningSchedule) -> None:
         cache, read_tokens = _cache(schedule), schedule.read_tokens()
 
@@ -125,7 +125,7 @@ class TestObedience:
             _store(cache, step)
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_tokens_gone_are_those_offered_and_not_held(self, schedule: PruningSchedule) -> None:
         held, before = schedule.tokens_held(), 0
 
@@ -177,7 +177,7 @@ class TestObedience:
 
 class TestMemory:
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_never_holds_more_than_the_peak_s_bytes_and_a_number_per_slot(self, schedule: PruningSchedule) -> None:
         peak = schedule.peak_tokens
         cache = _cache(schedule)
@@ -190,7 +190,7 @@ class TestMemory:
             assert cache.storage_bytes <= peak * (BYTES_PER_TOKEN + BYTES_PER_SLOT_NUMBER)
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_allocates_nothing_for_keys_and_values_after_it_was_made(self, schedule: PruningSchedule) -> None:
         cache = _cache(schedule)
         addresses = cache.pool.keys.data_ptr(), cache.pool.values.data_ptr()
@@ -202,7 +202,7 @@ class TestMemory:
         assert cache.pool.keys.shape == (ROWS, schedule.peak_tokens, DIM)
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_every_slot_number_held_is_counted(self, schedule: PruningSchedule) -> None:
         for _, cache, _ in _run(schedule):
             arrays = [*cache.pool._returned, cache._resident, *(one for held in cache._held for one in held.values())]
@@ -211,7 +211,7 @@ class TestMemory:
             assert cache.storage_bytes == cache.capacity_tokens * BYTES_PER_TOKEN + numbers
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_scales_that_no_head_lets_go_lie_dense_in_the_first_slots(self, schedule: PruningSchedule) -> None:
         stays = (schedule.drop_step[:, :, :-1] == schedule.num_steps - 1).all(axis=(0, 1)).tolist()
         resident = stays.index(False) if False in stays else len(stays)

@@ -46,7 +46,7 @@ def _stored(schedule: PruningSchedule, layer: int, head: int, source_scale: int)
 
 
 @given(seed=st.integers(0, 999))
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 def test_bytes_after_every_step_are_those_of_the_schedule(seed: int) -> None:
     schedule = mixed(seed)
     cache, held = _cache(schedule), schedule.bytes_held(DIM, **SIZES)
@@ -64,7 +64,7 @@ def test_bytes_after_every_step_are_those_of_the_schedule(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 999))
-@settings(deadline=None, max_examples=6)
+@settings(max_examples=6)
 def test_shows_the_scheduled_head_scales_as_their_codecs_keep_them(seed: int) -> None:
     schedule = mixed(seed)
     cache, reads = _cache(schedule), schedule.read_tokens()

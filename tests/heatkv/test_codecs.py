@@ -54,7 +54,7 @@ class TestTable:
 
 class TestBytes:
     @given(codec=codecs, head_dim=head_dims, num_rows=rows, dtype=dtypes, num_slots=st.integers(0, 5))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_said_bytes_are_those_of_the_tensors(
         self, codec: Codec, head_dim: int, num_rows: int, dtype: torch.dtype, num_slots: int
     ) -> None:
@@ -68,7 +68,7 @@ class TestBytes:
 
 class TestRoundTrip:
     @given(codec=codecs, head_dim=head_dims, num_rows=rows, dtype=dtypes, seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_what_is_read_has_the_shape_and_dtype_of_what_was_written(
         self, codec: Codec, head_dim: int, num_rows: int, dtype: torch.dtype, seed: int
     ) -> None:
@@ -80,7 +80,7 @@ class TestRoundTrip:
             assert read.isfinite().all()
 
     @given(codec=codecs.filter(lambda one: one.keys.number == "code"), head_dim=head_dims, seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_errs_by_half_a_step_within_reach(self, codec: Codec, head_dim: int, seed: int) -> None:
         numbers = _numbers(2, 5, head_dim, dtype=torch.float32, seed=seed)
 
@@ -126,7 +126,7 @@ class TestRoundTrip:
 
 class TestPool:
     @given(codec=codecs, head_dim=head_dims, num_rows=rows, dtype=dtypes, seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_a_moved_token_is_bit_for_bit_the_same(
         self, codec: Codec, head_dim: int, num_rows: int, dtype: torch.dtype, seed: int
     ) -> None:

@@ -27,7 +27,7 @@ def mass(seed: int = 0) -> NDArray[np.float64]:
 
 
 @given(st.integers(0, 1000), st.floats(0.02, 1.0), st.floats(0.0, 3.0), st.integers(0, 3))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_the_budget_is_never_exceeded_at_any_step_and_sinks_stay(
     seed: int, budget: float, exponent: float, sinks: int
 ) -> None:

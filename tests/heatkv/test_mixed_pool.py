@@ -56,7 +56,7 @@ def _in_codecs(plain: Visible, names: tuple[str, ...], seed: int) -> tuple[Visib
 
 class TestNumbering:
     @given(operations=st.lists(st.tuples(st.booleans(), st.integers(0, 2), st.integers(0, 8)), max_size=30))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_a_slot_is_never_handed_out_twice_and_none_is_lost(self, operations: list[tuple[bool, int, int]]) -> None:
         pool, taken = _mixed(20, 0, 30), list[tuple[int, Slots]]()
 
@@ -103,7 +103,7 @@ class TestNumbering:
 class TestAttention:
     @pytest.mark.parametrize("names", [(name,) for name in CODECS] + [("model", "int8", "int2")], ids="+".join)
     @given(kept=st.lists(kept_sources, min_size=1, max_size=4), seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=8)
+    @settings(max_examples=8)
     def test_is_that_over_the_decoded_tokens(
         self, kept: list[tuple[int, ...]], seed: int, names: tuple[str, ...], path: Path
     ) -> None:

@@ -59,7 +59,7 @@ class TestPlan:
 
 class TestFitted:
     @given(seed=st.integers(0, 500), budget=st.floats(0.03, 1.0), sinks=st.integers(0, 3))
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_any_shape_is_fitted_below_the_budget_and_close_to_it(self, seed: int, budget: float, sinks: int) -> None:
         shares = np.random.default_rng(seed).random(SHAPE) + 0.1
         if sum(SCALES.tokens[:sinks]) > budget * SCALES.history_tokens:
@@ -98,7 +98,7 @@ class TestSpread:
         total=st.floats(0, 200),
         most=st.floats(0.5, 30),
     )
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     def test_all_is_dealt_out_to_none_more_than_it_can_take(
         self, shares: list[float], total: float, most: float
     ) -> None:

@@ -41,7 +41,7 @@ def random_pins(seed: int, *, share: float) -> NDArray[np.int16]:
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_without_pins_the_plan_is_that_of_heatkv(seed: int, budget: float) -> None:
     expected = HeatKVPolicy(orders(seed)).plan(CONFIG, SCALES, budget=budget, sink_scales=SINKS)
 
@@ -52,7 +52,7 @@ def test_without_pins_the_plan_is_that_of_heatkv(seed: int, budget: float) -> No
 
 # Per mille: a hair below a whole number of tokens, HeatKV's formula drops one head more than it must.
 @given(st.integers(0, 1000), st.integers(50, 1000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_pin_that_says_what_heatkv_does_anyway_changes_nothing(seed: int, per_mille: int) -> None:
     budget = per_mille / 1000
     expected = HeatKVPolicy(orders(seed)).plan(CONFIG, SCALES, budget=budget, sink_scales=SINKS).drop_step
@@ -65,7 +65,7 @@ def test_a_pin_that_says_what_heatkv_does_anyway_changes_nothing(seed: int, per_
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 1.0), st.floats(0.0, 0.6))
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_pins_are_obeyed_and_the_budget_is_never_exceeded_at_any_step(seed: int, budget: float, share: float) -> None:
     pins = random_pins(seed, share=share)
     minimum = least_budget(pins, CONFIG, SCALES, SINKS)

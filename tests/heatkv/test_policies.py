@@ -210,14 +210,14 @@ def cases(draw: st.DrawFn) -> Case:
 
 class TestAnyGeometry:
     @given(case=cases())
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     def test_budget_is_never_exceeded_at_any_step(self, case: Case) -> None:
         held = case.plan().tokens_held()
 
         assert held.max() <= budget_tokens(case.budget, case.config, case.scales)
 
     @given(case=cases())
-    @settings(deadline=None, max_examples=100)
+    @settings(max_examples=100)
     def test_equals_the_construction_from_sets(self, case: Case) -> None:
         expected = _bench().plan_from_sets(
             case.config, case.scales, case.orders, budget=case.budget, sink_scales=case.sinks
@@ -226,7 +226,7 @@ class TestAnyGeometry:
         np.testing.assert_array_equal(case.plan().drop_step, expected)
 
     @given(case=cases())
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_sinks_stay_and_nothing_comes_back(self, case: Case) -> None:
         read = case.plan().read_tokens()
 
@@ -235,7 +235,7 @@ class TestAnyGeometry:
             assert (np.diff(read[source_scale:, :, :, source_scale], axis=0) <= 0).all()
 
     @given(case=cases())
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_every_source_scale_loses_its_least_needed_heads(self, case: Case) -> None:
         schedule = case.plan()
 
@@ -245,7 +245,7 @@ class TestAnyGeometry:
             assert (np.diff(lost.astype(int)) <= 0).all()
 
     @given(case=cases())
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_a_budget_of_one_keeps_everything(self, case: Case) -> None:
         planned = HeatKVPolicy(case.orders).plan(case.config, case.scales, budget=1.0, sink_scales=case.sinks)
         full = FullPolicy().plan(case.config, case.scales, sink_scales=case.sinks)
@@ -253,7 +253,7 @@ class TestAnyGeometry:
         np.testing.assert_array_equal(planned.drop_step, full.drop_step)
 
     @given(case=cases())
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_the_minimum_keeps_the_sinks_only(self, case: Case) -> None:
         minimum = minimum_budget(case.scales, case.sinks)
         policy = HeatKVPolicy(case.orders)

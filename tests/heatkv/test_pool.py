@@ -34,7 +34,7 @@ operations = st.lists(st.tuples(st.booleans(), st.integers(0, 12)), max_size=40)
 
 class TestSlots:
     @given(operations=operations)
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_a_slot_is_never_handed_out_twice_and_none_is_lost(self, operations: list[tuple[bool, int]]) -> None:
         pool, taken = _pool(60), list[Slots]()
 
@@ -51,7 +51,7 @@ class TestSlots:
             assert pool.num_free == 60 - len(in_use)
 
     @given(operations=operations)
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_whatever_is_free_can_be_taken_at_once(self, operations: list[tuple[bool, int]]) -> None:
         pool, taken = _pool(60), list[Slots]()
         for is_take, number in operations:
@@ -128,7 +128,7 @@ class TestBytes:
         assert pool.keys.untyped_storage().data_ptr() != pool.values.untyped_storage().data_ptr()
 
     @given(operations=operations)
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     def test_every_byte_is_counted_and_slots_never_take_more_than_four_each(
         self, operations: list[tuple[bool, int]]
     ) -> None:

@@ -39,7 +39,7 @@ def plan(seed: int, sink_scales: int = 1) -> PruningSchedule:
     return random_schedule(CONFIG, SCALES, seed=seed, sink_scales=sink_scales)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(0, 999), st.integers(0, 999), st.integers(0, 4), st.booleans())
 def test_the_cache_holds_what_the_revised_plan_says_at_every_step(
     seed: int, other: int, query_scale: int, full: bool

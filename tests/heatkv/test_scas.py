@@ -185,7 +185,7 @@ class TestOrders:
         assert HeadOrders.load(path, config=SMALL, first_source=2).sources == range(2, 5)
 
     @given(seed=st.integers(0, 2**32 - 1), first_source=st.integers(0, 4), num_sources=st.integers(1, 4))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_saved_orders_read_back(
         self, tmp_path_factory: pytest.TempPathFactory, seed: int, first_source: int, num_sources: int
     ) -> None:

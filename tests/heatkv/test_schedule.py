@@ -109,7 +109,7 @@ class TestMeaning:
         assert all(len(schedule.evictions(step)[0]) == 0 for step in (0, 1, 3, 5, 6, 7))
 
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_writing_and_evicting_step_by_step_gives_the_tables(self, schedule: PruningSchedule) -> None:
         tokens = np.array(schedule.scales.tokens)
         held = np.zeros(schedule.drop_step.shape, dtype=bool)
@@ -128,7 +128,7 @@ class TestMeaning:
             assert tables[2][step] == (held * tokens).sum()
 
     @given(schedules())
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_what_leaves_after_each_step_is_what_the_evictions_name(self, schedule: PruningSchedule) -> None:
         tokens = np.array(schedule.scales.tokens)
         named = [int(tokens[schedule.evictions(step)[2]].sum()) for step in range(schedule.num_steps)]
@@ -261,7 +261,7 @@ class TestRefusal:
 
 class TestFile:
     @given(schedule=schedules())
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_round_trip(self, tmp_path_factory: pytest.TempPathFactory, schedule: PruningSchedule) -> None:
         path = schedule.save(tmp_path_factory.mktemp("schedule") / "plan.json")
 
@@ -333,14 +333,12 @@ class TestBudget:
         assert budget_tokens(0.1, self.TWO_B, self.ONE_M) == 328960
 
     @given(tokens=st.integers(1, 6425 * 512))
-    @settings(deadline=None)
     def test_a_budget_from_tokens_allows_exactly_those(self, tokens: int) -> None:
         budget = budget_from_tokens(tokens, self.TWO_B, self.ONE_M)
 
         assert budget_tokens(budget, self.TWO_B, self.ONE_M) == tokens
 
     @given(num_bytes=st.integers(0, 5 * 10**9), dtype_bytes=st.sampled_from([2, 4]), rows=st.integers(1, 8))
-    @settings(deadline=None)
     def test_a_budget_from_bytes_fits_in_those_bytes(self, num_bytes: int, dtype_bytes: int, rows: int) -> None:
         budget = budget_from_bytes(num_bytes, self.TWO_B, self.ONE_M, dtype_bytes=dtype_bytes, rows=rows)
         spent = budget_bytes(budget, self.TWO_B, self.ONE_M, dtype_bytes=dtype_bytes, rows=rows)

@@ -44,7 +44,7 @@ def full() -> PruningSchedule:
 
 class TestBytes:
     @given(seed=st.integers(0, 999))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_are_the_tokens_of_each_codec_times_its_bytes(self, seed: int) -> None:
         schedule = mixed(seed)
 
@@ -81,7 +81,7 @@ class TestBytes:
 
     @pytest.mark.parametrize("name", CODECS)
     @given(allowed=st.integers(0, 5000), sinks=st.integers(0, 500))
-    @settings(deadline=None, max_examples=20)
+    @settings(max_examples=20)
     def test_a_budget_buys_as_many_tokens_as_fit_and_no_more(self, name: str, allowed: int, sinks: int) -> None:
         tokens = tokens_bought(allowed, sinks, name, head_dim=32, dtype_bytes=2)
 
@@ -132,7 +132,7 @@ class TestOnline:
 
 class TestFile:
     @given(seed=st.integers(0, 99))
-    @settings(deadline=None, max_examples=10)
+    @settings(max_examples=10)
     def test_is_read_as_it_was_written(self, seed: int) -> None:
         schedule = mixed(seed)
 

@@ -53,7 +53,7 @@ class TestSharedCounts:
         share=st.floats(0, 1),
         seed=st.integers(0, 99),
     )
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     def test_all_of_the_total_is_dealt_out_as_far_as_there_are_tokens(
         self, lengths: list[int], share: float, seed: int
     ) -> None:

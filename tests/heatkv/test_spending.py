@@ -51,7 +51,7 @@ def allowed_bytes(budget: float) -> int:
     st.sampled_from(["model", "int8", "int4", "k4v2", "int2", "int8+int4", "model+k4v2", "int8+int4+k4v2+int2"]),
     st.floats(0.5, 2.0),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bytes_and_pools_fit_the_budget_at_every_step_in_any_codecs(
     seed: int, budget: float, codecs: str, exponent: float
 ) -> None:

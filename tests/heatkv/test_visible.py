@@ -18,7 +18,7 @@ heads_keep = st.lists(kept_sources, min_size=1, max_size=5)
 
 class TestGroups:
     @given(kept=heads_keep)
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_every_head_is_in_one_group_of_those_that_keep_the_same(self, kept: list[Kept]) -> None:
         visible = visible_case(kept)
 
@@ -44,7 +44,7 @@ class TestReadTokens:
 
 class TestPacked:
     @given(kept=heads_keep)
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_says_the_same_as_flat_arrays(self, kept: list[Kept]) -> None:
         visible = visible_case(kept)
 
@@ -59,7 +59,7 @@ class TestPacked:
         assert {one.dtype for one in (packed.slots, packed.offsets, packed.sources, packed.order)} == {torch.int32}
 
     @given(kept=heads_keep)
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     def test_orders_heads_the_longest_first(self, kept: list[Kept]) -> None:
         visible = visible_case(kept)
 

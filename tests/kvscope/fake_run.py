@@ -186,7 +186,7 @@ def run(
         recorder.image_done(fake_image() if image is None else image)
 
 
-def wait_for(condition: Callable[[], bool], *, seconds: float = 20.0) -> None:
+def wait_for(condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
     """Return as soon as the condition holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

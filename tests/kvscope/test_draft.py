@@ -117,7 +117,7 @@ def test_without_orders_heatkv_is_refused_with_the_way_out() -> None:
 
 
 @given(st.lists(st.sampled_from(LINES), max_size=12))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_whatever_is_edited_the_budget_is_kept_or_there_is_a_problem(lines: list[str]) -> None:
     draft = after(start(), *lines)
 
@@ -127,7 +127,7 @@ def test_whatever_is_edited_the_budget_is_kept_or_there_is_a_problem(lines: list
 
 
 @given(st.lists(st.sampled_from(LINES), min_size=1, max_size=30))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_as_many_undos_as_edits_lead_back_to_the_identical_schedule_and_as_many_redos_on(lines: list[str]) -> None:
     history = replayed(start(), lines, source="test")
     end = history.draft.schedule.content_hash

@@ -254,7 +254,7 @@ class TestHangingDriver:
 
         sampler.stop()
 
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < 60
         assert sampler.unavailable is not None
         assert "did not answer" in sampler.unavailable.text
         _release(nvml, sampler)
@@ -405,7 +405,7 @@ def test_the_real_library_gives_numbers_or_a_reason_on_this_machine() -> None:
 
 
 def _wait_for(condition: object) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(INTERVAL_S)

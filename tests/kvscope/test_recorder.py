@@ -662,7 +662,7 @@ def test_a_writer_that_stands_still_holds_the_run_up_only_for_a_moment(
     append_scale = TraceWriter.append_scale
 
     def stuck(writer: TraceWriter, arrays: dict[str, np.ndarray]) -> None:
-        assert going_on.wait(30)
+        assert going_on.wait(600)
         append_scale(writer, arrays)
 
     monkeypatch.setattr(TraceWriter, "append_scale", stuck)
@@ -673,7 +673,7 @@ def test_a_writer_that_stands_still_holds_the_run_up_only_for_a_moment(
 
     fake_run.run(recorder)
 
-    assert time.monotonic() - begin < 5  # 0.05 s in theory; what matters is that it is not 30
+    assert time.monotonic() - begin < 60  # 0.05 s in theory; what matters is that it is not 600
     assert recorder.failed is not None
     going_on.set()
     assert recorder.finish() == recorder.failed

@@ -94,10 +94,10 @@ def test_a_paused_run_that_is_told_twice_closes_its_trace(
     out = tmp_path / "run.h5"
     arguments = ["run", "--model", "infinity-tiny", "--random-weights", "--threads", "1", "-o", str(out)]
     run = subprocess.Popen([sys.executable, "-m", "kvscope", *arguments], stderr=subprocess.DEVNULL)
-    fake_run.wait_for(lambda: list(tmp_path.glob("kvscope/*.sock")), seconds=60)
+    fake_run.wait_for(lambda: list(tmp_path.glob("kvscope/*.sock")), seconds=120)
     socket = str(next(tmp_path.glob("kvscope/*.sock")))
     ask(socket, "pause")
-    fake_run.wait_for(lambda: ask(socket).progress.state == "paused", seconds=60)
+    fake_run.wait_for(lambda: ask(socket).progress.state == "paused", seconds=120)
 
     run.terminate()
     run.terminate()

@@ -53,7 +53,7 @@ def _chunked(monkeypatch: pytest.MonkeyPatch, *, heads: int, visible: Visible) -
 class TestOutput:
     @DTYPES
     @given(kept=heads_keep, current=st.integers(1, 9), rows=st.integers(1, 3))
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     def test_is_dense_attention_of_what_each_head_sees(
         self, kept: list[Kept], current: int, rows: int, dtype: torch.dtype
     ) -> None:
@@ -104,7 +104,7 @@ class TestOutput:
 class TestExactCapture:
     @DTYPES
     @given(kept=heads_keep, capture_rows=st.integers(1, 2), maps=st.booleans(), current=st.integers(1, 9))
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     def test_changes_no_bit_of_the_output(
         self, kept: list[Kept], capture_rows: int, maps: bool, current: int, dtype: torch.dtype
     ) -> None:
@@ -137,7 +137,7 @@ class TestExactCapture:
 
     @DTYPES
     @given(kept=heads_keep, capture_rows=st.integers(1, 2), maps=st.booleans(), current=st.integers(1, 9))
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     def test_mass_is_that_of_a_float64_softmax_also_of_few_queries(
         self, kept: list[Kept], capture_rows: int, maps: bool, current: int, dtype: torch.dtype
     ) -> None:
@@ -166,7 +166,7 @@ class TestExactCapture:
 
     @pytest.mark.parametrize("bit_exact", [True, False])
     @given(kept=heads_keep)
-    @settings(deadline=None, max_examples=15)
+    @settings(max_examples=15)
     def test_maps_name_every_key_a_head_sees_and_sum_to_its_mass(self, kept: list[Kept], bit_exact: bool) -> None:
         visible = visible_case(kept)
         q = queries(visible)
@@ -192,7 +192,7 @@ class TestFastCapture:
     @DTYPES
     @given(kept=heads_keep, capture_rows=st.integers(1, 2), current=st.integers(1, 9))
     # The fixture sets constants, the same for every example.
-    @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
     def test_adds_up_to_the_same(
         self, kept: list[Kept], capture_rows: int, current: int, dtype: torch.dtype, merging: None
     ) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 KEPT = st.lists(st.sets(st.integers(0, 6)).map(sorted), min_size=1, max_size=4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(kept=KEPT, rows=st.integers(1, 4), tokens=st.integers(1, 40), seed=st.integers(0, 999), data=st.data())
 def test_every_head_attends_to_its_own_kept_tokens_and_the_current_scale(
     cases: ModuleType, kept: list[list[int]], rows: int, tokens: int, seed: int, data: st.DataObject

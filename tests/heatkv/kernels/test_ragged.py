@@ -42,7 +42,7 @@ def assert_equals_twin(interpreted: Attention, arguments: dict[str, Tensor | int
     torch.testing.assert_close(have_mass, want_mass, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(kept=KEPT, rows=st.integers(1, 4), queries=st.integers(1, 40), seed=st.integers(0, 999), data=st.data())
 def test_results_are_those_of_the_plain_twin(
     cases: ModuleType,

@@ -43,7 +43,7 @@ def test_a_sequence_is_a_heads_kept_keys_and_then_its_current_ones(cases: Module
     assert end == len(sequences.keys)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(kept=KEPT, rows=st.integers(1, 3), queries=st.integers(1, 30), seed=st.integers(0, 999), data=st.data())
 def test_results_are_those_of_the_plain_twin(
     cases: ModuleType,

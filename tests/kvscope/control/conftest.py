@@ -21,7 +21,7 @@ from kvscope.control.server import Server
 TINY_RUN = ("run", "--model", "infinity-tiny", "--threads", "1", "--seed", "5")
 
 
-def until(condition: Callable[[], object], *, seconds: float = 30.0) -> None:
+def until(condition: Callable[[], object], *, seconds: float = 120.0) -> None:
     """Return as soon as the condition holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():

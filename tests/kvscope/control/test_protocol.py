@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kvscope.control.protocol import (
@@ -77,7 +77,6 @@ def test_bytes_that_are_no_message_are_refused_and_raise_nothing_else(line: byte
 
 
 # Nested values are slow to make on a busy machine; that says nothing of what is tested.
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(
     st.sampled_from(sorted(KINDS)), st.dictionaries(st.sampled_from(["version", "job", "trace", "state"]), json_values)
 )

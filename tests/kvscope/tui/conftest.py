@@ -33,7 +33,7 @@ class Viewer:
     def __init__(self, app: KVScopeApp, pilot: Pilot[None]) -> None:
         self.app, self.pilot = app, pilot
 
-    async def until(self, condition: Callable[[], bool], *, seconds: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], *, seconds: float = 120.0) -> None:
         """Return once the condition holds and everything is drawn; fails after `seconds`."""
         for _ in range(int(seconds / 0.02)):
             if condition():

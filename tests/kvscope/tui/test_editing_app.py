@@ -215,7 +215,7 @@ def test_a_viewer_that_is_killed_loses_no_edit(trace: Path, terminal: Terminal) 
     ]
     streams = {"stdin": terminal.theirs, "stdout": terminal.theirs, "stderr": terminal.theirs}
     viewer = subprocess.Popen(command, **streams, env=os.environ | {"TERM": "xterm-256color"}, start_new_session=True)
-    journal, deadline = trace.with_suffix(".kvs"), time.monotonic() + 20
+    journal, deadline = trace.with_suffix(".kvs"), time.monotonic() + 120
     while time.monotonic() < deadline and not (journal.exists() and len(journal.read_text().splitlines()) > 3):
         os.write(terminal.ours, b"pD" if journal.exists() else b"")
         time.sleep(0.05)

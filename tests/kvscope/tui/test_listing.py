@@ -31,7 +31,7 @@ class Inbox:
             self.messages.append(message)
             self._news.notify_all()
 
-    def wait(self, holds: Callable[[list[RunsListed]], bool], *, seconds: float = 10.0) -> RunsListed:
+    def wait(self, holds: Callable[[list[RunsListed]], bool], *, seconds: float = 120.0) -> RunsListed:
         """The last message, once the condition holds."""
         with self._news:
             assert self._news.wait_for(lambda: holds(self.messages), seconds), "waited too long"
@@ -101,7 +101,7 @@ def test_a_folder_that_does_not_change_is_posted_once_and_its_traces_opened_once
 
     listing.start(tmp_path)
     for _ in range(5):
-        assert looks.acquire(timeout=5)
+        assert looks.acquire(timeout=120)
     listing.stop()
 
     assert len(opened) == len(inbox.messages) == 1

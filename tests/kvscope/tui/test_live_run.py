@@ -34,17 +34,17 @@ class Run:
             stdout=subprocess.DEVNULL,
             env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_RUNTIME_DIR": str(runtime)},
         )
-        fake_run.wait_for(lambda: list(runtime.glob("kvscope/*.sock")), seconds=30)
+        fake_run.wait_for(lambda: list(runtime.glob("kvscope/*.sock")), seconds=120)
         self.socket = str(next(runtime.glob("kvscope/*.sock")))
-        ask(self.socket, "pause", timeout_s=30)  # before its first scale
-        fake_run.wait_for(lambda: ask(self.socket, timeout_s=30).progress.state == "paused", seconds=30)
-        ask(self.socket, "step", timeout_s=30)
-        fake_run.wait_for(lambda: self.scales_done == 1, seconds=30)
+        ask(self.socket, "pause", timeout_s=120)  # before its first scale
+        fake_run.wait_for(lambda: ask(self.socket, timeout_s=120).progress.state == "paused", seconds=120)
+        ask(self.socket, "step", timeout_s=120)
+        fake_run.wait_for(lambda: self.scales_done == 1, seconds=120)
         fake_run.wait_for_scales(self.path, 1)
 
     @property
     def scales_done(self) -> int:
-        return ask(self.socket, timeout_s=30).progress.scales_done
+        return ask(self.socket, timeout_s=120).progress.scales_done
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_the_viewer_shows_what_was_before_it_came_and_steers_the_run(drive, held
         assert "■ run paused" in viewer.text("top")
 
         await viewer.press("full_stop")
-        await viewer.until(lambda: viewer.app.view.snapshot.scales_done == 2, seconds=30)
-        await viewer.until(lambda: viewer.app.view.link.state == "paused", seconds=30)
+        await viewer.until(lambda: viewer.app.view.snapshot.scales_done == 2, seconds=120)
+        await viewer.until(lambda: viewer.app.view.link.state == "paused", seconds=120)
         await viewer.press("P")
-        await viewer.until(lambda: viewer.app.view.snapshot.status == "done", seconds=60)
+        await viewer.until(lambda: viewer.app.view.snapshot.status == "done", seconds=120)
 
         assert viewer.app.view.snapshot.scales_done == 7
         assert "✓ done" in viewer.text("top")
@@ -79,7 +79,7 @@ def test_a_run_that_is_ended_from_the_viewer_is_shown_as_cancelled(drive, held_r
         await viewer.until(lambda: viewer.app.view.link is not None and viewer.app.view.link.connected)
         await viewer.press("X")
         await viewer.press("y")
-        await viewer.until(lambda: viewer.app.view.snapshot.status == "cancelled", seconds=30)
+        await viewer.until(lambda: viewer.app.view.snapshot.status == "cancelled", seconds=120)
         assert "run cancelled after" in viewer.text("notice")
 
     drive(held_run.path, script, size=(120, 40))
@@ -90,7 +90,7 @@ def test_a_run_that_is_killed_is_shown_as_crashed_with_what_is_safe(drive, held_
     async def script(viewer) -> None:
         held_run.process.send_signal(signal.SIGKILL)
         held_run.process.wait()
-        await viewer.until(lambda: viewer.app.view.snapshot.status == "crashed", seconds=30)
+        await viewer.until(lambda: viewer.app.view.snapshot.status == "crashed", seconds=120)
         assert "run crashed at scale 1; 1 scale is safe" in viewer.text("notice")
         await viewer.press("2", "P")
         assert viewer.app.view.screen == "map"
@@ -105,7 +105,7 @@ def test_two_viewers_come_and_go_and_the_run_does_not_notice(drive, held_run: Ru
     drive(held_run.path, script)
     drive(held_run.path, script)
 
-    assert ask(held_run.socket, timeout_s=30).progress.state == "paused"
+    assert ask(held_run.socket, timeout_s=120).progress.state == "paused"
 
 
 def test_a_paused_view_stands_still_while_the_run_goes_on_and_then_shows_all(
@@ -165,7 +165,7 @@ def test_an_edited_schedule_is_handed_to_the_run_itself_after_a_word(drive, held
         assert "from scale 1 on" in viewer.app.view.applied.where
 
         await viewer.press("full_stop")
-        await viewer.until(lambda: len(viewer.app.view.snapshot.plans) == 2, seconds=30)
+        await viewer.until(lambda: len(viewer.app.view.snapshot.plans) == 2, seconds=120)
         await viewer.until(lambda: viewer.app.view.applied.as_planned is True)
         assert viewer.app.view.snapshot.schedule.content_hash == viewer.app.view.edit.schedule.content_hash
 
@@ -181,4 +181,4 @@ def test_a_viewer_that_does_not_edit_changes_nothing_of_a_run(drive, held_run: R
         assert sorted(Path.cwd().iterdir()) == before
 
     drive(held_run.path, script, size=(120, 40), screen="schedule")
-    assert ask(held_run.socket, timeout_s=30).progress.state == "paused"
+    assert ask(held_run.socket, timeout_s=120).progress.state == "paused"

@@ -192,7 +192,7 @@ def drive_home(folder: Path, script: Script, *, size: tuple[int, int] = (80, 24)
 
 
 async def until(pilot: Pilot[None], holds: Callable[[], bool]) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if holds():
             await pilot.pause()
             await pilot.pause()

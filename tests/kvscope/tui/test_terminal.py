@@ -195,7 +195,7 @@ def drawn(path: Path, colours: Colours | None = None, **environ: str) -> bytes:
         os.close(ours)
 
 
-def read_until(terminal: int, word: bytes | None, *, seconds: float = 20.0) -> bytes:
+def read_until(terminal: int, word: bytes | None, *, seconds: float = 120.0) -> bytes:
     """What a terminal gets until a word, or None: until its program has ended."""
     said, deadline = b"", time.monotonic() + seconds
     while word is None or word not in said:
