@@ -61,8 +61,11 @@ _OF_SAMPLING = ("cfg", "tau", "top_k", "top_p", "weights")
 """Facts that change a picture, as a pruned cache does."""
 
 
-def check_comparable(a: Recorded, b: Recorded) -> None:
-    """Raises UsageError, naming what differs and both values, for runs whose heads or scales are not the same."""
+def check_comparable(a: Recorded, b: Recorded, side: str = "B") -> None:
+    """Raises UsageError, naming what differs and both values, for runs whose heads or scales are not the same.
+
+    `side`: what the second run is called, beside A.
+    """
     for name, of_a, of_b in (
         ("layers", a.header.num_layers, b.header.num_layers),
         ("heads", a.header.num_heads, b.header.num_heads),
@@ -71,7 +74,7 @@ def check_comparable(a: Recorded, b: Recorded) -> None:
     ):
         if of_a != of_b:
             raise UsageError(
-                f"{a.path.name} and {b.path.name} cannot be compared: {name} {of_a} in A and {of_b} in B; "
+                f"{a.path.name} and {b.path.name} cannot be compared: {name} {of_a} in A and {of_b} in {side}; "
                 "choose two runs of one model at one resolution"
             )
 
@@ -83,19 +86,19 @@ def other_picture(a: Recorded, b: Recorded) -> list[str]:
     ]
 
 
-def notes_on(a: Recorded, b: Recorded, shared: int) -> Iterator[Note]:
-    """Most important first."""
-    yield from _progress_notes(a, b, shared)
+def notes_on(a: Recorded, b: Recorded, shared: int, side: str = "B") -> Iterator[Note]:
+    """Most important first. `side`: as in check_comparable."""
+    yield from _progress_notes(a, b, shared, side)
     other = other_picture(a, b)
     if other:
         yield Note("pictures", f"{' and '.join(other)} not the same: pictures, bits and attention are of two things")
-    yield from _honesty_notes(a, b)
-    yield from _choice_notes(a, b)
-    yield from _memory_notes(a, b)
+    yield from _honesty_notes(a, b, side)
+    yield from _choice_notes(a, b, side)
+    yield from _memory_notes(a, b, side)
     for name in _OF_SAMPLING:
         of_a, of_b = getattr(a.header.job, name), getattr(b.header.job, name)
         if of_a != of_b:
-            yield Note("pictures", f"{name} {of_a} in A, {of_b} in B: pictures differ for that too")
+            yield Note("pictures", f"{name} {of_a} in A, {of_b} in {side}: pictures differ for that too")
 
 
 def shared_text(shared: int) -> str:
@@ -103,51 +106,52 @@ def shared_text(shared: int) -> str:
     return "scale 0 only" if shared == 1 else f"scales 0 to {shared - 1} only"
 
 
-def _progress_notes(a: Recorded, b: Recorded, shared: int) -> Iterator[Note]:
+def _progress_notes(a: Recorded, b: Recorded, shared: int, side: str) -> Iterator[Note]:
     if a.header.run_id == b.header.run_id:
-        yield Note("run", "A and B are one run: nothing differs but how much of it was read")
+        yield Note("run", f"A and {side} are one run: nothing differs but how much of it was read")
     if a.scales_done != b.scales_done:
-        counts = ", ".join(f"{side} {run.status} with {run.scales_done}" for side, run in (("A", a), ("B", b)))
+        counts = ", ".join(f"{name} {run.status} with {run.scales_done}" for name, run in (("A", a), (side, b)))
         yield Note("run", f"{shared_text(shared) if shared else 'no scale'}: {counts}; memory of the process left out")
     elif a.status != "done" or b.status != "done":
-        yield Note("run", f"A is {a.status}, B is {b.status}, both with {shared} scales")
+        yield Note("run", f"A is {a.status}, {side} is {b.status}, both with {shared} scales")
 
 
-def _honesty_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
-    for side, run in (("A", a), ("B", b)):
+def _honesty_notes(a: Recorded, b: Recorded, side: str) -> Iterator[Note]:
+    for name, run in (("A", a), (side, b)):
         if run.header.job.mode == "forced":
-            yield Note("pictures", f"{side} is forced: it was fed its parent's bits, so its bits agree by construction")
-    random = [side for side, run in (("A", a), ("B", b)) if run.header.job.random_weights]
+            yield Note("pictures", f"{name} is forced: it was fed its parent's bits, so its bits agree by construction")
+    random = [name for name, run in (("A", a), (side, b)) if run.header.job.random_weights]
     if random:
         yield Note("pictures", f"random weights in {' and '.join(random)}: pictures and attention mean nothing")
     causes = [run.header.perturbed_by or "recording" if run.header.perturbed else None for run in (a, b)]
     if causes[0] != causes[1]:
-        words = ", ".join(f"{side} {cause or 'was not'}" for side, cause in zip("AB", causes, strict=True))
+        words = ", ".join(f"{name} {cause or 'was not'}" for name, cause in zip(("A", side), causes, strict=True))
         yield Note("memory", f"perturbed differently ({words}): time and process memory do not compare, the cache does")
     elif causes[0] is not None:
         yield Note("memory", "both perturbed by their recording: its time and memory are in both")
 
 
-def _choice_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
-    for side, run in (("A", a), ("B", b)):
+def _choice_notes(a: Recorded, b: Recorded, side: str) -> Iterator[Note]:
+    for name, run in (("A", a), (side, b)):
         if run.schedule.online:
-            words = f"{side}: {units.printable(run.schedule.policy)} chose single tokens during the run"
+            words = f"{name}: {units.printable(run.schedule.policy)} chose single tokens during the run"
             yield Note("run", f"{words}; kept and read tokens are the first row's, other rows may keep others, as many")
 
 
-def _memory_notes(a: Recorded, b: Recorded) -> Iterator[Note]:
+def _memory_notes(a: Recorded, b: Recorded, side: str) -> Iterator[Note]:
     if a.header.bytes_per_token != b.header.bytes_per_token:
         words = ", ".join(
-            f"{side} {units.bytes_text(run.header.bytes_per_token)} ({run.header.dtype}, {run.header.rows} rows)"
-            for side, run in (("A", a), ("B", b))
+            f"{name} {units.bytes_text(run.header.bytes_per_token)} ({run.header.dtype}, {run.header.rows} rows)"
+            for name, run in (("A", a), (side, b))
         )
         yield Note("memory", f"bytes per token differ: {words}; bytes differ for that too, tokens do not")
     codecs = [" and ".join(pool.codec for pool in run.header.pools) or "the model's dtype" for run in (a, b)]
     if codecs[0] != codecs[1]:
-        yield Note("memory", f"A stores tokens in {codecs[0]}, B in {codecs[1]}: a token is not the same bytes in both")
+        words = f"A stores tokens in {codecs[0]}, {side} in {codecs[1]}"
+        yield Note("memory", f"{words}: a token is not the same bytes in both")
     machines = [run.header.gpu_name or run.header.device for run in (a, b)]
     if machines[0] != machines[1]:
-        yield Note("time", f"A ran on {machines[0]}, B on {machines[1]}: times do not compare")
+        yield Note("time", f"A ran on {machines[0]}, {side} on {machines[1]}: times do not compare")
 
 
 def _scales_text(header: Header) -> str:

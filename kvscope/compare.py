@@ -117,6 +117,8 @@ class Comparison:
     scales: tuple[ScalePair, ...]
     likeness: Likeness
     notes: tuple[Note, ...]
+    side: str = "B"
+    """What run B is called: C, D, … where several runs stand beside A."""
 
     @property
     def whole(self) -> bool:
@@ -199,9 +201,14 @@ _OF_SCALES = {"storage_bytes": "stored", "accounted_bytes": "accounted", "second
 _DEFINED = ("budget_bytes", "full_history_bytes")
 
 
-def compare(a: Recorded, b: Recorded, summaries: tuple[Summary, Summary]) -> Comparison:
+def side_name(index: int) -> str:
+    """A, B, C, … of the runs that are compared, and beyond Z their numbers."""
+    return chr(ord("A") + index) if index < 26 else f"run {index + 1}"
+
+
+def compare(a: Recorded, b: Recorded, summaries: tuple[Summary, Summary], side: str = "B") -> Comparison:
     """B beside A. `summaries`: what analysis.summarize says of each. Raises UsageError as check_comparable does."""
-    check_comparable(a, b)
+    check_comparable(a, b, side)
     shared = min(a.scales_done, b.scales_done)
     bits = _bit_agreements(a, b, shared)
     return Comparison(
@@ -211,7 +218,8 @@ def compare(a: Recorded, b: Recorded, summaries: tuple[Summary, Summary]) -> Com
         totals=tuple(_totals(a, b, summaries, shared)),
         scales=tuple(_scale_pair(summaries, scale, bits) for scale in range(shared)),
         likeness=_likeness(a, b, bits),
-        notes=tuple(notes_on(a, b, shared)),
+        notes=tuple(notes_on(a, b, shared, side)),
+        side=side,
     )
 
 

@@ -38,20 +38,23 @@ def comparisons_text(comparisons: Sequence[Comparison]) -> str:
     """Several runs, each beside the first: a line a run."""
     first = comparisons[0].a
     rows = [("", "stored peak", "to A", "time", "PSNR", "SSIM", "bits"), _first_row(first)]
-    lines = [_run_line("A", first), *(_run_line(side, one.b) for side, one in _sides(comparisons))]
-    rows += [_run_row(side, one) for side, one in _sides(comparisons)]
+    lines = [_run_line("A", first), *(_run_line(one.side, one.b) for one in comparisons)]
+    rows += map(_run_row, comparisons)
     notes: dict[str, list[str]] = {}
-    for side, one in _sides(comparisons):
+    for one in comparisons:
         for note in one.notes:
-            notes.setdefault(note.text, []).append(side)
-    notes_lines = [f"note on {', '.join(sides)}: {text}" for text, sides in notes.items()]
+            notes.setdefault(note.text, []).append(one.side)
+    notes_lines = [
+        f"note: {text}" if len(sides) == len(comparisons) else f"note on A and {', '.join(sides)}: {text}"
+        for text, sides in notes.items()
+    ]
     return _lines_text([*lines, "", *_table(rows), "", *notes_lines])
 
 
 def verdict(comparison: Comparison) -> str:
     """B against A in one line: stored bytes, picture, time."""
     if comparison.a.run_id == comparison.b.run_id:
-        return "A and B are one run"
+        return f"A and {comparison.side} are one run"
     if not comparison.scales_shared:
         return "no scale that both have yet"
     parts = [text for text in (_bytes_part(comparison), _picture_part(comparison), _time_part(comparison)) if text]
@@ -185,11 +188,11 @@ def _first_row(first: Summary) -> tuple[str, ...]:
     return "A", units.bytes_text(first.storage_peak_bytes), "", "", "", "", ""
 
 
-def _run_row(side: str, comparison: Comparison) -> tuple[str, ...]:
+def _run_row(comparison: Comparison) -> tuple[str, ...]:
     stored, ratio = comparison.total("storage_peak_bytes"), comparison.total("layer_seconds").ratio
     likeness = comparison.likeness
     return (
-        side,
+        comparison.side,
         amount_text(stored, stored.b),
         change_text(stored.change, absent=""),
         "" if ratio is None else f"{ratio:.2f}×",
@@ -197,12 +200,6 @@ def _run_row(side: str, comparison: Comparison) -> tuple[str, ...]:
         "" if likeness.ssim is None else ssim_text(likeness.ssim),
         units.fraction_text(likeness.bit_agreement, absent=""),
     )
-
-
-def _sides(comparisons: Sequence[Comparison]) -> Iterator[tuple[str, Comparison]]:
-    """B, C, … and beyond Z numbers, with each comparison."""
-    for index, comparison in enumerate(comparisons):
-        yield (chr(ord("B") + index) if index < 25 else f"run {index + 2}"), comparison
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the comparison; 9 if a condition holds."""
     # Deferred: --help must load neither numpy nor h5py.
     from kvscope.analysis import summarize
-    from kvscope.compare import compare
+    from kvscope.compare import compare, side_name
     from kvscope.conditions import parse_condition
     from kvscope.trace import Trace
 
@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
         traces = [files.enter_context(Trace.open(path)) for path in (args.a, *args.others)]
         summaries = [summarize(trace) for trace in traces]
         comparisons = [
-            compare(traces[0], trace, (summaries[0], summary))
-            for trace, summary in zip(traces[1:], summaries[1:], strict=True)
+            compare(traces[0], trace, (summaries[0], summary), side_name(index))
+            for index, (trace, summary) in enumerate(zip(traces[1:], summaries[1:], strict=True), 1)
         ]
         if args.lpips:
             comparisons = _with_lpips(traces, comparisons)

@@ -54,9 +54,9 @@ def pruned(record: Record, fake_run: ModuleType) -> Path:
     return record("pruned", image=fake_run.fake_image() ^ np.uint8(4))
 
 
-def compared(a: Path, b: Path) -> Comparison:
+def compared(a: Path, b: Path, side: str = "B") -> Comparison:
     with Trace.open(a) as first, Trace.open(b) as second:
-        return compare(first, second, (summarize(first), summarize(second)))
+        return compare(first, second, (summarize(first), summarize(second)), side)
 
 
 def notes_of(a: Path, b: Path) -> str:
@@ -271,10 +271,13 @@ def test_the_text_fits_a_terminal_and_says_what_is_measured(full: Path, pruned: 
 
 
 def test_several_runs_are_a_line_each_and_notes_name_their_runs(full: Path, pruned: Path, record: Record) -> None:
-    text = comparisons_text([compared(full, pruned), compared(full, record("third", seed=9))])
+    third = compared(full, record("third", seed=9, tau=0.7), side="C")
 
-    assert "note on B, C: both perturbed" in text
-    assert "note on C: seed not the same" in text
+    text = comparisons_text([compared(full, pruned), third])
+
+    assert "note: both perturbed" in text
+    assert "note on A and C: seed not the same" in text
+    assert "0.7 in C: pictures differ for that too" in text
 
 
 def test_a_difference_of_fractions_is_in_points(full: Path, pruned: Path) -> None:
