@@ -462,7 +462,7 @@ def check_budget(budget: float | None, scales: ScaleSchedule, sink_scales: int) 
     """The budget, raised to the minimum if rounding alone put it below. Raises BudgetError with the minimum."""
     minimum = minimum_budget(scales, sink_scales)
     if budget is None or not 0 <= budget <= 1:
-        found = "no budget" if budget is None else f"budget {budget}"
+        found = "no budget (--budget), which this policy needs" if budget is None else f"budget {budget}"
         raise BudgetError(f"{found}; expected a fraction of history, {_minimum_text(minimum)} to 1", minimum=minimum)
     if budget < minimum - BUDGET_TOLERANCE:
         sink_tokens, history = sum(scales.tokens[:sink_scales]), scales.history_tokens

@@ -29,6 +29,7 @@ from heatkv.scales import ScaleSchedule
 from heatkv.scas import ScasAccumulator, ScasScores
 from kvscope import liveness
 from kvscope.errors import OutputError, TraceFormatError, UsageError
+from kvscope.header import optional_text
 from kvscope.writer import check_output
 
 FORMAT = "kvscope.calibration"
@@ -229,7 +230,9 @@ class CalibrationFile:
     def _create(self) -> None:
         try:
             with h5py.File(self.part, "w", libver=("v110", "v110")) as file:
-                file.attrs.update({"format": FORMAT, "format_version": VERSION, "settings": _text(self._settings)})
+                # Of fixed length, so that what asks only for the format need not trust the file.
+                file.attrs.update({"format": np.bytes_(FORMAT), "format_version": VERSION})
+                file.attrs["settings"] = _text(self._settings)
                 for name in self._settings.measurements:
                     _create_table(file, name, self._settings.shape(name))
         except (OSError, RuntimeError) as error:
@@ -255,7 +258,7 @@ def is_calibration(path: Path) -> bool:
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer for ever
             return False
         with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") == FORMAT)
+            return optional_text(file.attrs, "format") == FORMAT
     except (OSError, ValueError):  # ValueError: no name that a file can have
         return False
 
@@ -294,7 +297,7 @@ def _reading(path: Path) -> Iterator[h5py.File]:
 
 
 def _settings(path: Path, file: h5py.File) -> Settings:
-    if file.attrs.get("format") != FORMAT:
+    if optional_text(file.attrs, "format") != FORMAT:
         raise TraceFormatError(f"{path}: not a calibration; expected a file made by `kvscope calibrate`")
     found = file.attrs["format_version"]
     if found not in _READABLE:

@@ -380,6 +380,8 @@ COMMANDS: dict[str, Command] = {
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        if message.endswith("expected one argument"):
+            message += "; one that begins with a minus is written --option=-value"
         self.exit(2, f"kvscope: error: {message}; see `{self.prog} --help`\n")
 
 

@@ -37,6 +37,10 @@ MOST_UNPACKED = 1 << 10
 MOST_CHUNK_BYTES = 1 << 24
 """The most that one chunk may unpack to: HDF5 unpacks it whole, whatever part of it is wanted."""
 MOST_ATTRIBUTE_BYTES = 1 << 20
+_OTHER_FILES = {
+    "kvscope.calibration": "a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it",
+    "kvscope.league": "a league, not a trace; `kvscope league show` and `kvscope open` read it",
+}
 _UNWRITTEN_COMMITS = 64
 """More commits than a writer leaves unwritten."""
 
@@ -72,12 +76,9 @@ def check_version(path: Path, file: h5py.File) -> None:
     """Raises TraceFormatError or TraceVersionError unless the file is a trace that this version reads."""
     attributes = header_attributes(file)
     found = optional_text(attributes, "format")
-    if found == "kvscope.calibration":
-        raise TraceFormatError(
-            f"{path}: a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it"
-        )
     if found != FORMAT:
-        raise TraceFormatError(f"{path}: an HDF5 file, but not a trace; expected one made by `kvscope run`")
+        what = _OTHER_FILES.get(found or "", "an HDF5 file, but not a trace; expected one made by `kvscope run`")
+        raise TraceFormatError(f"{path}: {what}")
     version = text_of(attributes, "format_version")
     major, _, _ = version.partition(".")
     if major != str(VERSION[0]):

@@ -167,9 +167,14 @@ class KnapsackPolicy:
         names = {"output": "output_error", "mass": "attention_mass"}
         lost = getattr(self.measurements, names[self.score])
         shape = (scales.num_scales, config.num_layers, config.num_heads, scales.num_scales)
-        if lost is None or lost.shape != shape:
-            found = "is not there" if lost is None else f"has shape {list(lost.shape)}"
-            raise OrdersError(f"{names[self.score]} {found}; this run needs {list(shape)}")
+        if lost is None:
+            other = next(score for score in names if score != self.score)
+            raise OrdersError(
+                f"knapsack:score={self.score} needs {names[self.score]}, which nothing here has measured; "
+                f"give a calibration that has it, or score={other}"
+            )
+        if lost.shape != shape:
+            raise OrdersError(f"{names[self.score]} has shape {list(lost.shape)}; this run needs {list(shape)}")
         uncond = getattr(self.measurements, f"{names[self.score]}_uncond")
         both = np.nan_to_num(lost) + (0.0 if uncond is None else self.uncond * np.nan_to_num(uncond))
         weights = np.array(scales.tokens, np.float64) ** self.late

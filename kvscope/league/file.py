@@ -21,9 +21,11 @@ import numpy as np
 from heatkv.files import check_new
 from kvscope import liveness
 from kvscope.errors import OutputError, TraceFormatError, TraceVersionError, UsageError
+from kvscope.header import optional_text
 from kvscope.league.entrants import Entrant
 from kvscope.league.settings import Settings
 from kvscope.league.table import NUMBERS, League, as_arrays, from_arrays
+from kvscope.opening import header_attributes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +38,8 @@ _ROWS, _KL, _ENTRANTS, _PROMPTS = "rows", "kl_by_scale", "entrants", "prompts"
 def load(path: Path) -> League:
     """Raises TraceFormatError if the file is not a readable league, TraceVersionError if it is of a later format."""
     try:
+        if not path.exists():
+            raise OSError("no such file")
         if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer for ever
             raise OSError("not a regular file")
         with h5py.File(path, "r") as file:
@@ -54,7 +58,7 @@ def is_league(path: Path) -> bool:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
         with h5py.File(path, "r") as file:
-            return bool(file.attrs.get("format") == FORMAT)
+            return optional_text(header_attributes(file), "format") == FORMAT
     except (OSError, ValueError):  # ValueError: no name that a file can have
         return False
 
@@ -115,7 +119,9 @@ def locked(path: Path) -> Iterator[None]:
 
 def _write(file: h5py.File, league: League) -> None:
     rows, kl = as_arrays(league.rows, league.settings.scales.num_scales)
-    file.attrs.update({"format": FORMAT, "format_version": VERSION, "settings": json.dumps(league.settings.to_json())})
+    # Of fixed length, so that what asks only for the format need not trust the file.
+    file.attrs.update({"format": np.bytes_(FORMAT), "format_version": VERSION})
+    file.attrs["settings"] = json.dumps(league.settings.to_json())
     file.create_dataset(_ENTRANTS, data=_entrant_table(league.entrants))
     file.create_dataset(_PROMPTS, data=np.array([prompt.encode() for prompt in league.settings.prompts]))
     table = file.create_dataset(_ROWS, data=rows)
@@ -140,7 +146,7 @@ def _entrant_table(entrants: tuple[Entrant, ...]) -> NDArray[np.void]:
 
 
 def _league(path: Path, file: h5py.File) -> League:
-    if file.attrs.get("format") != FORMAT:
+    if optional_text(header_attributes(file), "format") != FORMAT:
         raise ValueError("no league")
     if file.attrs["format_version"] != VERSION:
         found = file.attrs["format_version"]

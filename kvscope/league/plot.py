@@ -1,55 +1,86 @@
-"""One measure of the league as curves of letters, for a terminal: no colour, no picture."""
+"""One measure of the league over true bytes, for a terminal: the policy that is looked at among all. No colour."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from kvscope.league.chart import curves
-from kvscope.league.settings import FULL
 from kvscope.league.table import MEASURES
-from kvscope.units import bytes_text
+from kvscope.units import bytes_text, fraction_text, printable
 
 if TYPE_CHECKING:
     from kvscope.league.settings import Settings
     from kvscope.league.standings import Standing
 
-_AXIS = 9
-_LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SHARED = "*"
-"""Where several policies fall on one cell."""
+OTHER, LOOKED_AT, BUDGET = ".", "O", ":"
+"""A policy, the one that is looked at, and the line of the budget that is."""
+
+_AXIS = 10
+_WIDE = 30.0
+"""Values that are all above zero and so many times apart stand on a logarithmic axis."""
 
 
-def letter(settings: Settings, policy: str) -> str:
-    """What stands for a policy in the plot; empty for full, which is not drawn."""
-    drawn = [name for name in settings.policies if name != FULL]
-    return _LETTERS[drawn.index(policy) % len(_LETTERS)] if policy in drawn else ""
-
-
-def plot_lines(settings: Settings, table: Sequence[Standing], measure: str, *, width: int, height: int) -> list[str]:
-    """The plot, `height` lines of at most `width` columns: true bytes to the right, on a logarithmic axis."""
-    points = [
-        (peak, mean.value, letter(settings, curve.policy))
-        for curve in curves(settings, table, measure)
-        for peak, mean in curve.points
-    ]
-    if not points or width < 2 * _AXIS or height < 4:
-        return [f"{MEASURES[measure].title}: nothing measured under a budget yet"[:width]]
-    columns, rows = width - _AXIS - 1, height - 2
-    low, high = min(value for _, value, _ in points), max(value for _, value, _ in points)
+def plot_lines(
+    settings: Settings,
+    table: Sequence[Standing],
+    measure: str,
+    policy: str | None,
+    target_bytes: int | None,
+    *,
+    width: int,
+    height: int,
+) -> list[str]:
+    """`height` lines of at most `width` columns; bytes to the right, on a logarithmic axis with the targets below."""
+    points = [(peak, mean.value, one.policy) for one in curves(settings, table, measure) for peak, mean in one.points]
+    title = MEASURES[measure].title
+    if not points or width < 3 * _AXIS or height < 5:
+        return [f"{title}: nothing measured under a budget yet"[:width]]
+    columns, rows = width - _AXIS - 1, height - 3
+    values = [value for _, value, _ in points]
+    goes_by = math.log if min(values) > 0 and max(values) / min(values) >= _WIDE else float
+    across = _axis([*settings.targets, *(peak for peak, _, _ in points)], math.log, columns)
+    up = _axis(values, goes_by, rows)
     cells = [[" "] * columns for _ in range(rows)]
-    least, most = min(peak for peak, _, _ in points), max(peak for peak, _, _ in points)
-    for peak, value, mark in points:
-        x = _at(math.log(peak), math.log(least), math.log(most), columns)
-        y = rows - 1 - _at(value, low, high, rows)
-        cells[y][x] = mark if cells[y][x] in (" ", mark) else SHARED
-    labels = {0: f"{high:.4g}", rows - 1: f"{low:.4g}"}
+    if target_bytes is not None:
+        for row in cells:
+            row[across(target_bytes)] = BUDGET
+    for peak, value, name in sorted(points, key=lambda point: point[2] == policy):
+        cells[rows - 1 - up(value)][across(peak)] = LOOKED_AT if name == policy else OTHER
+    labels = _labels(min(values), max(values), rows, is_log=goes_by is math.log)
     lines = [f"{labels.get(row, ''):>{_AXIS}}|{''.join(each).rstrip()}" for row, each in enumerate(cells)]
-    ends = f"{bytes_text(least):<{columns // 2}}{bytes_text(most):>{columns - columns // 2}}"
-    return [f"{MEASURES[measure].title}, true peak bytes to the right"[:width], *lines, " " * (_AXIS + 1) + ends]
+    axis = (
+        "true peak bytes to the right, both axes logarithmic" if goes_by is math.log else "true peak bytes to the right"
+    )
+    heading = f"{title}; {axis}; {LOOKED_AT} {printable(policy or 'none')}, {OTHER} the others"
+    return [heading[:width], *lines, *_feet(settings, across, columns)]
 
 
-def _at(value: float, low: float, high: float, cells: int) -> int:
-    """The cell of a value between these ends; the middle where they are one."""
-    return (cells - 1) // 2 if high == low else round((value - low) / (high - low) * (cells - 1))
+def _axis(values: Sequence[float], goes_by: Callable[[float], float], cells: int) -> Callable[[float], int]:
+    """From a value to its cell; the middle where all are one."""
+    low, high = goes_by(min(values)), goes_by(max(values))
+    if low == high:
+        return lambda _: (cells - 1) // 2
+    return lambda value: round((goes_by(value) - low) / (high - low) * (cells - 1))
+
+
+def _labels(low: float, high: float, rows: int, *, is_log: bool) -> dict[int, str]:
+    """Row from above → the value there, at the ends and in the middle; one where all values are one."""
+    middle = (rows - 1) // 2
+    if low == high:
+        return {rows - 1 - middle: f"{low:.4g}"}
+    share = middle / (rows - 1)
+    between = math.exp(math.log(low) + share * math.log(high / low)) if is_log else low + share * (high - low)
+    return {0: f"{high:.4g}", rows - 1 - middle: f"{between:.4g}", rows - 1: f"{low:.4g}"}
+
+
+def _feet(settings: Settings, across: Callable[[float], int], columns: int) -> list[str]:
+    """The targets below the axis, both ways; one that has no room is left out."""
+    lines = [" " * _AXIS + "+" + "-" * columns, " " * (_AXIS + 1)]
+    for target in sorted(settings.targets):
+        text = f"{fraction_text(target / settings.history_bytes)} {bytes_text(target)}"
+        begin = _AXIS + 1 + min(max(across(target) - len(text) // 2, 0), columns - len(text))
+        if begin > len(lines[1].rstrip()) + 1 or not lines[1].strip():
+            lines[1] = lines[1].rstrip().ljust(begin) + text
+    return lines

@@ -68,7 +68,10 @@ def league_json(league: League, table: list[Standing], *, against: str | None) -
 
 
 def rows_csv(league: League) -> str:
-    """Every row, with units in brackets, and the command that repeats it; an empty cell was not measured."""
+    """Every row, with units in brackets, and the command that repeats it; an empty cell was not measured.
+
+    Then a row for each entrant that cannot run, with the least budget that it could.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     scales = range(league.settings.scales.num_scales)
@@ -86,9 +89,14 @@ def rows_csv(league: League) -> str:
             *kl,
             "bits_sha256",
             "command",
+            "remark",
         ]
     )
-    writer.writerows([harmless(cell) for cell in _row_cells(league, row)] for row in league.rows)
+    blank: list[Cell] = [None] * (len(numbers) + len(kl) + 5)
+    unable = (one for one in league.entrants if not one.is_reachable)
+    rows = [_row_cells(league, row) for row in league.rows]
+    rows += ([one.policy, one.target_bytes, one.budget, *blank, one.remark] for one in unable)
+    writer.writerows([harmless(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 
@@ -156,6 +164,7 @@ def _row_cells(league: League, row: Row) -> list[Cell]:
     return [
         *(entrant.policy, entrant.target_bytes, entrant.budget, row.prompt, prompt, row.seed),
         *(*numbers, *row.kl_by_scale, row.bits_sha256, command(settings, entrant, row.prompt, row.seed)),
+        entrant.remark,
     ]
 
 

@@ -1,4 +1,4 @@
-"""A league on the screen: the standings of one measure as a table, and its curves below. Read again as it grows."""
+"""A league on the screen: who is best at a budget, and how one policy fares at all. Read again as it grows."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ from textual.widgets import DataTable, Footer, Static
 
 from kvscope.errors import NoTerminalError, TraceError
 from kvscope.league.file import load
-from kvscope.league.plot import letter, plot_lines
-from kvscope.league.report import mean_text
+from kvscope.league.plot import plot_lines
+from kvscope.league.report import command, mean_text, target_text
 from kvscope.league.standings import standings
 from kvscope.league.table import MEASURES
 from kvscope.tui.terminal import is_served
-from kvscope.units import bytes_text, fraction_text, printable
+from kvscope.units import bytes_text, printable
 
 if TYPE_CHECKING:
     from kvscope.league.standings import Standing
     from kvscope.league.table import League
 
 _READ_EVERY_S = 2.0
-_TITLES = ("", "policy", "budget", "peak", "mean ± 95 %", "× time", "")
+_TITLES = ("", "policy", "true peak", "mean ± 95 %", "× time")
 
 
 class LeagueApp(App[None]):
-    """One league; `m` and `M` go through its measures."""
+    """One league: who stands where at one budget under one measure, and the chosen policy at all of them."""
 
     CSS = """
     #head { height: 2; padding: 0 1; }
     DataTable { height: 1fr; }
-    #plot { height: 12; padding: 0 1; }
+    #plot { height: auto; padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "budget(1)", "more bytes", priority=True),
+        Binding("right", "budget(-1)", "fewer bytes", priority=True),
         Binding("m", "measure(1)", "next measure"),
-        Binding("M", "measure(-1)", "previous measure"),
+        Binding("M", "measure(-1)", "previous"),
+        Binding("enter", "say_command", "its command", priority=True),
         Binding("q", "quit", "quit"),
     ]
     ENABLE_COMMAND_PALETTE = False
@@ -54,6 +57,14 @@ class LeagueApp(App[None]):
         self._read_ns = path.stat().st_mtime_ns
         self._table = standings(self._league)
         self._measure = next((name for name in ("kl", *MEASURES) if self._has(name)), "kl")
+        targets = self._targets
+        self._target = targets[len(targets) // 2] if targets else None
+        self._policy: str | None = None
+
+    @property
+    def _targets(self) -> list[int]:
+        """Most bytes first."""
+        return sorted(self._league.settings.targets, reverse=True)
 
     def compose(self) -> ComposeResult:
         yield Static(id="head", markup=False)
@@ -63,12 +74,16 @@ class LeagueApp(App[None]):
 
     def on_mount(self) -> None:
         self.theme = "textual-light" if self._light else "textual-dark"
-        self.query_one(DataTable).add_columns(*_TITLES)
         self._draw()
         self.set_interval(_READ_EVERY_S, self._read)
 
     def on_resize(self, _: Resize) -> None:
         self._draw_plot()
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        if event.row_key.value is not None:
+            self._policy = event.row_key.value
+            self._draw_plot()
 
     def action_measure(self, step: int) -> None:
         """Show the next measure that was measured, or the one before."""
@@ -76,6 +91,25 @@ class LeagueApp(App[None]):
         place = names.index(self._measure) if self._measure in names else 0
         self._measure = names[(place + step) % len(names)]
         self._draw()
+
+    def action_budget(self, step: int) -> None:
+        """Show the next larger budget, or the next smaller."""
+        targets = self._targets
+        if self._target is not None:
+            place = targets.index(self._target) - step
+            self._target = targets[min(max(place, 0), len(targets) - 1)]
+            self._draw()
+
+    def action_say_command(self) -> None:
+        """Tell the command that repeats the chosen policy's run of the first prompt, and copy it."""
+        settings = self._league.settings
+        one = next((one for one in self._table if self._is_shown(one) and one.entrant.policy == self._policy), None)
+        if one is None or not one.entrant.is_reachable:
+            self.notify("no run of it at this budget: it cannot keep so little", severity="warning")
+            return
+        words = command(settings, one.entrant, 0, settings.seeds[0])
+        self.copy_to_clipboard(words)
+        self.notify(printable(words), title="copied: its run of the first prompt", timeout=15, markup=False)
 
     @work(thread=True, exclusive=True)
     def _read(self) -> None:
@@ -90,38 +124,58 @@ class LeagueApp(App[None]):
 
     def _take(self, league: League, changed_ns: int) -> None:
         self._league, self._read_ns, self._table = league, changed_ns, standings(league)
+        if self._target not in self._targets:
+            self._target = next(iter(self._targets), None)
         self._draw()
 
     def _draw(self) -> None:
         league, column = self._league, MEASURES[self._measure]
         done = f"{len(league.rows)} of {league.num_wanted} runs, {len(league.settings.prompts)} prompts"
         better = "more is better" if column.better > 0 else "less is better"
-        first = f"{printable(self._path.name)}  {printable(league.settings.model)}: {done}"
-        self.query_one("#head", Static).update(f"{first}\n{column.title}: {column.words}; {better}")
-        table = self.query_one(DataTable)
-        row = table.cursor_row
-        table.clear()
-        for one in self._table:
-            table.add_row(*(Text(cell) for cell in self._cells(one)))
-        table.move_cursor(row=row)
+        budget = "" if self._target is None else f"  at {target_text(league.settings, self._target)}"
+        first = f"{printable(self._path.name)}: {done}{budget}"
+        self.query_one("#head", Static).update(f"{first}\n{column.title}, {better}: {column.words}")
+        table, policy = self.query_one(DataTable), self._policy
+        table.clear(columns=True)  # no wider than this budget's words need
+        table.add_columns(*_TITLES)
+        ordered = self._ordered()
+        for rank, one in enumerate(ordered):
+            table.add_row(*(Text(cell) for cell in self._cells(rank, one)), key=one.entrant.policy)
+        names = [one.entrant.policy for one in ordered]
+        table.move_cursor(row=names.index(policy) if policy in names else min(1, len(names)))
         self._draw_plot()
 
     def _draw_plot(self) -> None:
-        plot = self.query_one("#plot", Static)
-        settings, width = self._league.settings, self.size.width - 2
-        lines = plot_lines(settings, self._table, self._measure, width=width, height=12)
-        plot.update("\n".join(lines))
+        plot, settings = self.query_one("#plot", Static), self._league.settings
+        room = {"width": self.size.width - 2, "height": min(max(self.size.height * 2 // 5, 7), 20)}
+        plot.update("\n".join(plot_lines(settings, self._table, self._measure, self._policy, self._target, **room)))
 
-    def _cells(self, one: Standing) -> list[str]:
-        settings, entrant = self._league.settings, one.entrant
+    def _is_shown(self, one: Standing) -> bool:
+        return one.entrant.target_bytes in (None, self._target)
+
+    def _ordered(self) -> list[Standing]:
+        """Full, then the best at this budget first; what was not measured, and what cannot be, last."""
+        better = MEASURES[self._measure].better
+
+        def place(one: Standing) -> tuple[bool, bool, float]:
+            mean = one.means.get(self._measure)
+            return one.entrant.target_bytes is not None, mean is None, 0.0 if mean is None else -better * mean.value
+
+        return sorted(filter(self._is_shown, self._table), key=place)
+
+    def _cells(self, rank: int, one: Standing) -> list[str]:
+        entrant, mean = one.entrant, one.means.get(self._measure)
+        peak = bytes_text(entrant.peak_bytes)
+        if not entrant.is_reachable:
+            return ["-", printable(entrant.policy), f"at least {peak}", "-", "-"]
         return [
-            letter(settings, entrant.policy),
+            "" if entrant.target_bytes is None else "-" if mean is None else str(rank),
             printable(entrant.policy),
-            fraction_text((entrant.target_bytes or settings.history_bytes) / settings.history_bytes),
-            bytes_text(entrant.peak_bytes),
-            mean_text(one.means[self._measure]) if self._measure in one.means else "-",
+            peak
+            if entrant.is_equal or entrant.target_bytes is None
+            else f"{peak} (−{100 * entrant.below_target:.1f} %)",
+            "-" if mean is None else mean_text(mean),
             f"{one.time_ratio:.2f}" if one.runs else "-",
-            entrant.remark,
         ]
 
     def _has(self, measure: str) -> bool:

@@ -350,7 +350,9 @@ def _per_token_text(_snapshot: Snapshot, value: float) -> str:
 
 
 def _per_mib_text(_snapshot: Snapshot, value: float) -> str:
-    return f"{units.fraction_text(value)} per MiB"
+    """More than all of it per MiB, as in a small model, is told per KiB."""
+    size, per = (value, "MiB") if value < 1 else (value / 1024, "KiB")
+    return f"{units.fraction_text(size)} per {per}"
 
 
 def _rank_text(_snapshot: Snapshot, value: float) -> str:

@@ -85,8 +85,9 @@ def test_the_table_tells_bytes_both_ways_and_what_cannot_be_met(measured: Measur
 def test_the_csv_has_each_row_with_its_command(measured: Measured) -> None:
     league, _ = measured
 
-    rows = list(csv.DictReader(io.StringIO(rows_csv(league))))
+    *rows, unreachable = csv.DictReader(io.StringIO(rows_csv(league)))
 
+    assert (unreachable["policy"], unreachable["remark"]) == ("heatkv", "cannot: minimum")
     assert len(rows) == len(league.rows)
     for row, kept in zip(rows, league.rows, strict=True):
         assert row["command"] == command(league.settings, league.entrants[kept.entrant], kept.prompt, kept.seed)
