@@ -180,10 +180,7 @@ class Run:
         """
         assert isinstance(self.cache, KVCache)  # of an online policy's run nobody is offered this
         one = revised(self.schedule, schedule, query_scale)
-        config, rows, number_bytes = self.model.config, self.text.rows, self.model.kv_dtype.itemsize
-        token_bytes = config.kv_bytes_per_token(dtype_bytes=number_bytes, rows=rows)
-        room = self.cache.capacity_tokens
-        check_room(one, query_scale, capacity_tokens=room, bytes_per_token=token_bytes)
+        check_room(one, query_scale, self._run_start().rooms)
         self.cache.revise(one, query_scale)
         self.schedule = one
         return one

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from heatkv.codecs import MODEL
 from heatkv.scales import ScaleSchedule
 
 if TYPE_CHECKING:
@@ -88,6 +89,12 @@ class RunStart:
     revise: Callable[[PruningSchedule, int], PruningSchedule] | None = None
     """Goes on with another schedule from a query scale on; called by a probe before that scale, in `run_started` or
     `scale_done`, which returns the schedule then in force. Raises ScheduleError; None: it cannot be revised."""
+
+    @property
+    def rooms(self) -> tuple[PoolStart, ...]:
+        """`pools`, or where there are none the one that holds every token in the model's dtype."""
+        token_bytes = 2 * self.head_dim * self.dtype_bytes * self.rows
+        return self.pools or (PoolStart(MODEL, token_bytes, self.capacity_tokens),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from kvscope.maps import (
 )
 
 FORMAT = "kvscope.trace"
-VERSION = (1, 2)
+VERSION = (1, 3)
 """(major, minor). A reader takes its own major; a newer minor only adds what older readers ignore."""
 
 LEVELS = ("info", "warning", "error")
@@ -32,6 +32,9 @@ LEVELS = ("info", "warning", "error")
 
 TEXT_BYTES = 240
 """UTF-8 bytes of one text in a row; longer texts end in an ellipsis."""
+
+NO_CODEC = 255
+"""In place of the index of a codec: the plan has none."""
 
 RECORDING_STOPPED = "recording stopped: "
 """How the message of a failed trace begins if its run went on: only the recording ended early."""
@@ -284,6 +287,9 @@ ARRAYS = (
     Table("revised_drop_step", _HEAD_SCALES, "The plan in force from this scale on where revisions.is_revised is 1, of "
           "the whole run: what it let go of at once has the step before the scale; -1: not revised here", "step", "i2",
           chunk=(1, 0, 0, 0), fill=-1, since_minor=2),
+    Table("revised_codec", _HEAD_SCALES, "That plan's codec of each head-scale: an index of the codecs in the header's "
+          "schedule; 255: it has none, or was not revised here", "1", "u1", chunk=(1, 0, 0, 0), fill=NO_CODEC,
+          since_minor=3),
     Table("kept_tokens", _HEAD_SCALES, "Tokens that the layer holds after its step's write and eviction; in the "
           "first row, as many in others",
           "tokens", "u2", chunk=(1, 0, 0, 0), compressed=True, late=True),

@@ -13,7 +13,7 @@ import numpy as np
 
 import kvscope
 from kvscope import maps
-from kvscope.format import GPU_FIELDS, TABLES, Reason, text_field
+from kvscope.format import GPU_FIELDS, NO_CODEC, TABLES, Reason, text_field
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,7 +55,8 @@ def revision_arrays(schedule: PruningSchedule, asked_sha256: str) -> dict[str, N
     row["is_revised"], row["sink_scales"] = 1, schedule.sink_scales
     row["budget"] = _NAN if schedule.budget is None else schedule.budget
     row["policy"], row["asked_sha256"] = text_field(schedule.policy), text_field(asked_sha256)
-    return {"revisions": row, "revised_drop_step": schedule.drop_step}
+    codec = np.full_like(schedule.drop_step, NO_CODEC, np.uint8) if schedule.codec is None else schedule.codec
+    return {"revisions": row, "revised_drop_step": schedule.drop_step, "revised_codec": codec}
 
 
 def mass_array(steps: Sequence[StepInfo], name: str) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
@@ -343,12 +344,15 @@ class Trace:
 
     def _revised(self, scale: int) -> InForce:
         row, before = self.revisions[scale], self.schedule
-        drop_step = self._dataset("revised_drop_step")[scale]
         budget = float(row["budget"])
-        schedule = PruningSchedule(
-            drop_step, before.model, before.scales, int(row["sink_scales"]), decode_text(row["policy"]),
-            None if np.isnan(budget) else budget,
-        )  # fmt: skip
+        schedule = replace(
+            before,
+            drop_step=self._dataset("revised_drop_step")[scale],
+            sink_scales=int(row["sink_scales"]),
+            policy=decode_text(row["policy"]),
+            budget=None if np.isnan(budget) else budget,
+            codec=None if before.codec is None else self._dataset("revised_codec")[scale],
+        )
         return InForce(scale, schedule, decode_text(row["asked_sha256"]))
 
     def _check_done(self, scale: int) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS
 from heatkv.errors import ScheduleError
-from heatkv.revision import revised
+from heatkv.revision import check_room, revised
 from heatkv.schedule import PruningSchedule
 from kvscope import chosen, layout, maps
 from kvscope.analysis import summarize
@@ -128,11 +128,15 @@ def _revisions(trace: Trace) -> Iterator[Finding]:
     for before, after in zip(trace.plans, trace.plans[1:], strict=False):
         where = f"revised_drop_step[{after.query_scale}]"
         try:
-            expected = revised(before.schedule, after.schedule, after.query_scale).drop_step
+            expected = revised(before.schedule, after.schedule, after.query_scale)
+            check_room(after.schedule, after.query_scale, trace.header.pools)
         except ScheduleError as error:
             yield Finding(where, str(error), "a plan that goes on with what the run still held")
             continue
-        yield from unequal(where, after.schedule.drop_step, expected, why="what had left keeps its step")
+        yield from unequal(where, after.schedule.drop_step, expected.drop_step, why="what had left keeps its step")
+        if expected.codec is not None and after.schedule.codec is not None:
+            where = f"revised_codec[{after.query_scale}]"
+            yield from unequal(where, after.schedule.codec, expected.codec, why="what is stored keeps its codec")
 
 
 def _bytes(trace: Trace) -> Iterator[Finding]:
@@ -160,7 +164,7 @@ def _stored(trace: Trace, capacity_tokens: int) -> Iterator[Finding]:
 
 def _pools(trace: Trace) -> Iterator[Finding]:
     """What the header says of each codec, against the plan."""
-    header, schedule = trace.header, trace.schedule
+    header, schedule = trace.header, trace.plans[0].schedule
     if schedule.codec is None and not header.pools:
         return
     found = [(pool.codec, pool.bytes_per_token, pool.capacity_tokens) for pool in header.pools]
@@ -402,7 +406,7 @@ _CHECKS = (
     _Check(_header, ("scale_height", "scale_width", "drop_step")),
     _Check(_commits, ("commit",)),
     _Check(_lengths, ("commit",)),
-    _Check(_revisions, ("revisions", "revised_drop_step")),
+    _Check(_revisions, ("revisions", "revised_drop_step", "revised_codec")),
     _Check(_steps, ("steps",)),
     _Check(_tokens, ("kept_tokens", "read_tokens")),
     _Check(_bytes, ("steps",)),

@@ -224,8 +224,7 @@ class Gate:
         if start is None or start.revise is None or self._revised is None or self._in_force is None:
             raise _Not("its schedule cannot be revised: it is forced to repeat another, or its policy decides online")
         one = revised(self._in_force, wanted, scale)
-        token_bytes = 2 * start.head_dim * start.dtype_bytes * start.rows
-        check_room(one, scale, capacity_tokens=start.capacity_tokens, bytes_per_token=token_bytes)
+        check_room(one, scale, start.rooms)
         return one
 
     def _submit(self, task: Submit) -> str:

@@ -16,7 +16,7 @@ from heatkv.config import ModelConfig, VAEConfig
 from heatkv.errors import ScheduleError
 from heatkv.generate import Run, Sampling
 from heatkv.policies.full import FullPolicy
-from heatkv.probe import NullProbe, RunStart, ScaleInfo, StepInfo
+from heatkv.probe import NullProbe, PoolStart, RunStart, ScaleInfo, StepInfo
 from heatkv.revision import check_room, leaving, revised
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
@@ -39,6 +39,17 @@ def plan(seed: int, sink_scales: int = 1) -> PruningSchedule:
     return random_schedule(CONFIG, SCALES, seed=seed, sink_scales=sink_scales)
 
 
+def coded(schedule: PruningSchedule, seed: int, *names: str) -> PruningSchedule:
+    """The same with head-scales stored in these codecs by chance; all of the last scale in the first."""
+    codec = np.random.default_rng(seed).integers(0, len(names), schedule.drop_step.shape)
+    codec[..., -1] = 0
+    return replace(schedule, codec=codec.astype(np.uint8), codecs=names)
+
+
+def rooms(cache: KVCache) -> tuple[PoolStart, ...]:
+    return tuple(PoolStart(pool.codec.name, pool.bytes_per_slot, pool.num_slots) for pool in cache.pools)
+
+
 @settings(max_examples=60)
 @given(st.integers(0, 999), st.integers(0, 999), st.integers(0, 4), st.booleans())
 def test_the_cache_holds_what_the_revised_plan_says_at_every_step(
@@ -49,7 +60,7 @@ def test_the_cache_holds_what_the_revised_plan_says_at_every_step(
     peak = int(now.tokens_held()[query_scale * 3 :].max())
     if peak > current.peak_tokens:
         with pytest.raises(ScheduleError, match="bytes too many"):
-            check_room(now, query_scale, capacity_tokens=current.peak_tokens, bytes_per_token=1)
+            check_room(now, query_scale, [PoolStart("model", 1, current.peak_tokens)])
         return
     cache, gone, in_force = KVCache(current, rows=ROWS, head_dim=DIM, dtype=torch.float32), 0, current
 
@@ -68,6 +79,46 @@ def test_the_cache_holds_what_the_revised_plan_says_at_every_step(
         assert len(np.unique(np.concatenate(slots or [np.empty(0)]))) == sum(map(len, slots))
         written = sum(SCALES.tokens[:scale]) * 6 + (SCALES.tokens[scale] * 2 * (layer + 1) if scale < 4 else 0)
         assert gone + sum(map(len, slots)) == written
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 999), st.integers(0, 999), st.integers(0, 4))
+def test_what_is_stored_keeps_its_codec_and_what_comes_has_the_new_one(seed: int, other: int, query_scale: int) -> None:
+    current = coded(plan(seed), seed, "model", "int8", "int4")
+    wanted = coded(possible(current, plan(other), query_scale), other, "int4", "int8", "model")
+    now = revised(current, wanted, query_scale)
+    cache = KVCache(current, rows=ROWS, head_dim=DIM, dtype=torch.float32)
+    held = now.tokens_held_by_codec()
+    if any(held[room.codec][query_scale * 3 :].max() > room.capacity_tokens for room in rooms(cache)):
+        with pytest.raises(ScheduleError, match=r"head-tokens in (model|int8|int4), and .* bytes too many"):
+            check_room(now, query_scale, rooms(cache))
+        return
+    check_room(now, query_scale, rooms(cache))
+    in_force = current
+
+    for step in range(now.num_steps):
+        scale, layer = divmod(step, 3)
+        if step == query_scale * 3:
+            cache.revise(now, query_scale)
+            in_force = now
+        tensor = torch.zeros(ROWS, 2, SCALES.tokens[scale], DIM)
+        cache.store(layer, query_scale=scale, keys=tensor, values=tensor)
+
+        assert cache.accounted_bytes == in_force.bytes_held(DIM, rows=ROWS, dtype_bytes=4)[step]
+    written = slice(0, query_scale)
+    assert np.array_equal(now.stored_in()[..., written], current.stored_in()[..., written])
+    assert np.array_equal(now.stored_in()[..., query_scale:-1], wanted.stored_in()[..., query_scale:-1])
+
+
+def test_a_codec_that_the_run_has_no_room_for_is_named() -> None:
+    full = FullPolicy().plan(CONFIG, SCALES)
+
+    with pytest.raises(ScheduleError, match="it stores in int4, and the run's cache has room for model alone"):
+        revised(full, coded(full, 3, "model", "int4"), 2)
+    with pytest.raises(ScheduleError, match="it stores in model, and the run's cache has room for int8 alone"):
+        revised(coded(full, 3, "int8"), full, 2)
+    # What is stored already keeps its codec, so a schedule that differs there alone is no other.
+    assert revised(coded(full, 3, "int8"), full, 4).codecs == ("int8",)
 
 
 def test_what_should_have_left_earlier_leaves_at_the_boundary() -> None:
@@ -136,12 +187,15 @@ class Reviser(NullProbe):
             self.now = self.revise(self.wanted, self.query_scale)
 
 
+@pytest.mark.parametrize("codecs", [(), ("int8", "int4")])
 def test_a_run_that_is_revised_computes_what_its_revised_plan_alone_would(
-    small_model: Infinity, small_texts: list[torch.Tensor], small_scales: ScaleSchedule
+    small_model: Infinity, small_texts: list[torch.Tensor], small_scales: ScaleSchedule, codecs: tuple[str, ...]
 ) -> None:
     config = small_model.config
     full = FullPolicy().plan(config, small_scales)
     wanted = random_schedule(config, small_scales, seed=5)
+    if codecs:
+        full, wanted = coded(full, 1, *codecs), coded(wanted, 1, *codecs)
     text = small_model.encode_text(small_texts[:1], None, guided=True)
 
     def bits(schedule: PruningSchedule, probe: NullProbe) -> list[torch.Tensor]:
@@ -155,11 +209,11 @@ def test_a_run_that_is_revised_computes_what_its_revised_plan_alone_would(
 
     for one, other in zip(found, bits(reviser.now, NullProbe()), strict=True):
         assert torch.equal(one, other)
-    held = reviser.now.tokens_held()
-    per_token = 2 * config.head_dim * small_model.kv_dtype.itemsize * text.rows
+    dtype_bytes = small_model.kv_dtype.itemsize
+    held = reviser.now.bytes_held(config.head_dim, rows=text.rows, dtype_bytes=dtype_bytes)
     after = [step for step in reviser.steps if step.query_scale >= 2]
     assert [step.accounted_bytes for step in after] == [
-        held[step.query_scale * config.num_layers + step.layer] * per_token for step in after
+        held[step.query_scale * config.num_layers + step.layer] for step in after
     ]
     assert all(
         np.array_equal(step.read_tokens, reviser.now.read_tokens()[step.query_scale, step.layer]) for step in after

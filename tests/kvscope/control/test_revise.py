@@ -92,6 +92,30 @@ def test_a_paused_run_obeys_the_revised_plan_from_the_next_scale_on(
     assert validate(out) == []
 
 
+def test_a_run_that_stores_in_codecs_is_revised_within_them(
+    start: Start, tiny_run: tuple[str, ...], wait_until: Wait, tmp_path: Path
+) -> None:
+    run = paused(start, (*tiny_run, "--kv-codec", "int8"), wait_until, scales=3)
+    out = run.folder / "run.h5"
+    with Trace.open(out) as trace:
+        first = trace.schedule
+    wanted = pruned(first, after=1)
+
+    refused = run.ask("revise", **saved(wanted.in_codec("int4"), tmp_path / "int4.json")).reply
+    reply = run.ask("revise", **saved(wanted, tmp_path / "wanted.json")).reply
+
+    assert isinstance(refused, Refused)
+    assert "it stores in int4, and the run's cache has room for model, int8 alone" in refused.reason
+    assert isinstance(reply, Accepted)
+    run.ask("resume")
+    assert run.finish()[0] == 0
+    with Trace.open(out) as trace:
+        expected, since = revised(first, wanted, 3), 3 * first.num_layers
+        assert trace.schedule == expected
+        assert np.array_equal(trace.steps["accounted_bytes"][since:], trace.header.bytes_held(expected)[since:])
+    assert validate(out) == []
+
+
 def test_what_cannot_be_is_refused_and_the_run_goes_on_as_it_was(
     start: Start, tiny_run: tuple[str, ...], wait_until: Wait, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
