@@ -13,6 +13,7 @@ from kvscope.units import printable, scales_text
 
 if TYPE_CHECKING:
     from kvscope.recover import Recovered
+    from kvscope.trace import Trace
 
 UNREADABLE, BROKEN = 5, 8
 """Exit codes of `validate`: a file that is no readable trace; a trace that breaks its own rules."""
@@ -37,25 +38,32 @@ def run_validate(args: argparse.Namespace) -> int:
     """Check every file, whatever is found in the ones before it; the worst of them gives the exit code."""
     # Deferred, here and below: --help must load neither numpy nor h5py.
     from kvscope.errors import TraceError
-    from kvscope.validate import validate
+    from kvscope.trace import Trace
+    from kvscope.validate import findings_of
 
     reports: list[dict[str, Any]] = []  # Any: JSON values
     for path in args.traces:
         try:
-            findings, error = validate(path), None
+            with Trace.open(path) as trace:
+                findings, error, reach = list(findings_of(trace)), None, _reach(trace)
         except TraceError as problem:
-            findings, error = [], str(problem)
+            findings, error, reach = [], str(problem), None
         reports.append(
-            {"trace": str(path), "error": error, "findings": [dict(_fields(finding)) for finding in findings]}
+            {"trace": str(path), "error": error, "reach": reach, "findings": [dict(_fields(one)) for one in findings]}
         )
         if not args.json:
             lines = [error] if error else [f"{path}: {finding.text}" for finding in findings]
-            _print_lines(lines or [f"{path}: clean"])
+            _print_lines(lines or [f"{path}: clean ({reach})"])
     if args.json:
         _print_json({"clean": not any(one["error"] or one["findings"] for one in reports), "traces": reports})
     if any(one["error"] for one in reports):
         return UNREADABLE
     return BROKEN if any(one["findings"] for one in reports) else 0
+
+
+def _reach(trace: Trace) -> str:
+    """How much there was to check: `done, 7 of 7 scales`."""
+    return f"{trace.status}, {trace.scales_done} of {trace.header.scales.num_scales} scales"
 
 
 def copy_options(parser: argparse.ArgumentParser) -> None:

@@ -24,7 +24,7 @@ def broken_trace(tmp_path: Path, tiny_trace: Path) -> Path:
 def test_a_clean_trace_is_said_to_be(tiny_trace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trace", "validate", str(tiny_trace)]) == 0
 
-    assert capsys.readouterr().out == f"{tiny_trace}: clean\n"
+    assert capsys.readouterr().out == f"{tiny_trace}: clean (done, 5 of 5 scales)\n"
 
 
 def test_every_finding_is_a_line_and_the_exit_code_is_8(
@@ -34,7 +34,7 @@ def test_every_finding_is_a_line_and_the_exit_code_is_8(
 
     assert capsys.readouterr().out.splitlines() == [
         f"{broken_trace}: bits of scale 0: 7; expected 0 or 1",
-        f"{tiny_trace}: clean",
+        f"{tiny_trace}: clean (done, 5 of 5 scales)",
     ]
 
 
@@ -59,6 +59,7 @@ def test_findings_are_json_if_asked(broken_trace: Path, capsys: pytest.CaptureFi
             {
                 "trace": str(broken_trace),
                 "error": None,
+                "reach": "done, 5 of 5 scales",
                 "findings": [{"where": "bits of scale 0", "found": "7", "expected": "0 or 1"}],
             }
         ],
