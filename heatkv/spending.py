@@ -178,12 +178,12 @@ class _Pass:
 
 def _without_spare(taken: list[int], sizes: NDArray[np.int64], spare: int) -> list[int]:
     """What was chosen, without what is not needed because something larger came after it: the most worthy first."""
-    kept = []
+    kept = set()
     for index in range(len(taken) - 2, -1, -1):
         if sizes[index] <= spare:
             spare -= int(sizes[index])
-            kept.append(index)
-    return [place for index, place in enumerate(taken) if index not in set(kept)]
+            kept.add(index)
+    return [place for index, place in enumerate(taken) if index not in kept]
 
 
 def _loss(costs: Costs, drop_step: NDArray[np.int16], codec: NDArray[np.uint8], sinks: int) -> float:

@@ -1,6 +1,7 @@
-"""The HeatKV planner beside a straightforward construction of the same schedules from sets.
+"""The HeatKV planner beside a straightforward construction of the same schedules from sets, and the knapsack beside it.
 
-Orders are random, as the cost does not depend on them; every pair of schedules is compared before it is timed.
+Orders are random, as the cost does not depend on them; every pair of schedules is compared before it is timed. What
+the knapsack weighs is random too, log-normal round the tokens of a scale.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.config import ModelConfig, model_config
+from heatkv.measurements import Measurements
 from heatkv.orders import HeadOrders
+from heatkv.policies import make_policy
 from heatkv.policies.heatkv import HeatKVPolicy
 from tests.benchmarks.harness import Goal, Result, Row, take_turns
 from tests.benchmarks.workload import SEED, random_orders
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 _CASES = (("infinity-2b", 0.02), ("infinity-2b", 0.1), ("infinity-2b", 0.5), ("infinity-8b", 0.1))
 _GOAL = Goal("at most", 0.010, of_value=True)
+_KNAPSACKS = ("knapsack", "knapsack:codecs=k4v2", "knapsack:codecs=int4+k4v2", "knapsack:codecs=int8+int4")
+_KNAPSACK_GOAL = Goal("at most", 1.0, of_value=True)
 
 Atom = tuple[int, int, int]
 """(source_scale, head, layer)."""
@@ -33,8 +38,10 @@ Atom = tuple[int, int, int]
 def run(*, quick: bool = False, cases: Sequence[tuple[str, float]] = _CASES) -> Result:
     """Plans at 1M; `cases`: models and budgets."""
     repeats = 3 if quick else 7
-    rows = tuple(_measure(model_config(name), budget, repeats) for name, budget in cases)
-    return Result("planning a schedule at 1M", "construction from sets", repeats, SEED, rows)
+    rows = [_measure(model_config(name), budget, repeats) for name, budget in cases]
+    knapsacks = _KNAPSACKS[:1] if quick else _KNAPSACKS
+    rows += [_measure_knapsack(name, budget, repeats) for name in knapsacks for budget in (0.1, 0.05)]
+    return Result("planning a schedule at 1M", "construction from sets; knapsack: HeatKV", repeats, SEED, tuple(rows))
 
 
 def plan_from_sets(
@@ -106,3 +113,21 @@ def _measure(config: ModelConfig, budget: float, repeats: int) -> Row:
         raise AssertionError(f"{config.name} at {budget}: the two constructions disagree")
     times = take_turns({"ours": ours, "sets": from_sets}, repeats=repeats, least_s=0.02)
     return times.row(f"{config.name} at {budget}", "ours", "sets", goal=_GOAL, note="same schedule")
+
+
+def _measure_knapsack(name: str, budget: float, repeats: int) -> Row:
+    config = model_config("infinity-2b")
+    scales, sinks = config.schedule_for("1M"), config.sink_scales
+    shape = (scales.num_scales, config.num_layers, config.num_heads, scales.num_scales)
+    lost = np.random.default_rng(SEED).lognormal(0, 2, shape) * scales.tokens
+    knapsack = make_policy(name, {"measurements": Measurements(output_error=lost, output_error_uncond=lost)})
+    heatkv = HeatKVPolicy(random_orders(config, scales, sinks, SEED))
+    times = take_turns(
+        {
+            "knapsack": lambda: knapsack.plan(config, scales, budget=budget, sink_scales=sinks),
+            "heatkv": lambda: heatkv.plan(config, scales, budget=budget),
+        },
+        repeats=repeats,
+        least_s=0.02,
+    )
+    return times.row(f"{name} at {budget}", "knapsack", "heatkv", goal=_KNAPSACK_GOAL, note="infinity-2b; ÷ HeatKV")
