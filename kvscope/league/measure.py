@@ -169,7 +169,7 @@ class _Listener(NullProbe):
         self._begin = 0.0
 
     def run_started(self, start: RunStart) -> None:
-        self.memory["pool_bytes"] = float(start.capacity_tokens * 2 * start.head_dim * start.dtype_bytes * start.rows)
+        self.memory["pool_bytes"] = float(sum(one.capacity_tokens * one.bytes_per_token for one in start.rooms))
         if self._on_gpu:
             import torch
 

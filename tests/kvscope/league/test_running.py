@@ -52,6 +52,18 @@ def test_bytes_are_counted_by_the_cache_and_are_what_was_planned(measured: Measu
             assert numbers["accounted_peak_bytes"] <= allowed * league.settings.bytes_per_token
 
 
+def test_a_pool_is_counted_in_the_codec_of_its_tokens(settings: Settings, tmp_path: Path) -> None:
+    coded = replace(
+        settings, policies=("full", "heatkv@int4"), targets=settings.targets[1:2], prompts=settings.prompts[:1]
+    )
+
+    league = run_league(coded, tmp_path / "coded.h5", jobs=1)
+
+    (numbers,) = (row.numbers for row in league.rows if row.entrant)
+    pool, stored = numbers["pool_bytes"], numbers["stored_peak_bytes"]
+    assert numbers["accounted_peak_bytes"] <= pool < stored <= 1.1 * numbers["accounted_peak_bytes"]
+
+
 def test_full_agrees_with_itself_and_less_memory_with_it_less(measured: Measured) -> None:
     league, _ = measured
     kl, agreement = (
