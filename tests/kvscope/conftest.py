@@ -65,7 +65,7 @@ def gpu_trace(tmp_path_factory: pytest.TempPathFactory, fake_run: ModuleType, fa
     path = tmp_path_factory.mktemp("traces") / "gpu.h5"
     sampler = GpuSampler(0.001, nvml=fake_nvml.FakeNvml())
     with Recorder(path, fake_run.fake_job(attention_mass=False), sampler=sampler) as recorder:
-        fake_run.run(recorder, scales=4, after=lambda _: fake_run.pause(0.005))
+        fake_run.run(recorder, scales=4, after=lambda _: fake_run.wait_for(lambda: bool(sampler._waiting)))
     return path
 
 

@@ -164,11 +164,12 @@ def test_gpu_samples_are_drained_into_the_trace(gpu_trace: Path, fake_nvml: Modu
 def test_a_gpu_value_that_is_unavailable_is_nan_with_its_reason(
     tmp_path: Path, fake_run: ModuleType, fake_nvml: ModuleType
 ) -> None:
-    nvml = fake_nvml.FakeNvml(failing={"nvmlDeviceGetPowerUsage": 3})
-    with Recorder(tmp_path / "a.h5", fake_run.fake_job(), sampler=GpuSampler(0.001, nvml=nvml)) as recorder:
-        fake_run.run(recorder, after=lambda _: fake_run.pause(0.002))
+    sampler = GpuSampler(0.001, nvml=fake_nvml.FakeNvml(failing={"nvmlDeviceGetPowerUsage": 3}))
+    with Recorder(tmp_path / "a.h5", fake_run.fake_job(), sampler=sampler) as recorder:
+        fake_run.run(recorder, after=lambda _: fake_run.wait_for(lambda: bool(sampler._waiting)))
 
     with Trace.open(tmp_path / "a.h5") as trace:
+        assert len(trace.gpu)
         assert np.isnan(trace.gpu["power_w"]).all()
         assert (trace.gpu["power_w_reason"] == Reason.NOT_SUPPORTED).all()
 

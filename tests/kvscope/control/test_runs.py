@@ -99,8 +99,8 @@ def test_the_time_that_a_run_is_held_is_in_no_layer(start: Start, tiny_run: tupl
         steps = trace.steps
         log = log_of(trace)
     assert code == 0, said
-    assert (steps["end_ns"] - steps["begin_ns"]).sum() < 1.5e9
-    assert steps["end_ns"].max() - steps["begin_ns"].min() > 1.5e9
+    layers_ns = (steps["end_ns"] - steps["begin_ns"]).sum()
+    assert layers_ns < steps["end_ns"].max() - steps["begin_ns"].min() - 1.5e9
     assert any(line.startswith("resumed: paused for ") for line in log)
 
 
