@@ -13,19 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heatkv.budget import budget_from_tokens, budget_tokens, check_budget, check_sink_scales, full_history_tokens
 from heatkv.codecs import CODECS, MODEL
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.head_codecs import bytes_per_token
 from heatkv.policies.full import keep_everything
-from heatkv.schedule import (
-    PruningSchedule,
-    after_steps,
-    budget_from_tokens,
-    budget_tokens,
-    check_budget,
-    check_sink_scales,
-    full_history_tokens,
-)
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import after_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

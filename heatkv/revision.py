@@ -13,7 +13,8 @@ import numpy as np
 
 from heatkv.codecs import MODEL
 from heatkv.errors import ScheduleError
-from heatkv.schedule import PruningSchedule, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

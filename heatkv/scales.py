@@ -105,6 +105,12 @@ class ScaleSchedule:
         """Tokens of all scales but the last: the denominator of every budget."""
         return sum(self.tokens[:-1])
 
+    @property
+    def in_words(self) -> str:
+        """Such as `13 scales up to 64x64`."""
+        height, width = self.sizes[-1]
+        return f"{self.num_scales} scales up to {height}x{width}"
+
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return {
             "sizes": [list(size) for size in self.sizes],

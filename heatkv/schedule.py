@@ -1,15 +1,12 @@
-"""PruningSchedule: when each head-scale leaves the cache, its file format, and what a budget means.
+"""PruningSchedule: when each head-scale leaves the cache, what is held then, and its file format.
 
-numpy only; a planner makes it, a cache obeys it, a trace stores it. The one definition of budget is here:
-the peak of the tokens held, counted after each layer's write and eviction, over the history tokens of all
-layers and heads, the last scale excluded.
+numpy only; a planner makes it, a cache obeys it, a trace stores it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from heatkv import head_codecs
+from heatkv.budget import allowed_tokens, check_sink_scales
 from heatkv.codecs import MODEL
 from heatkv.config import MODELS
-from heatkv.errors import BudgetError, ScheduleError
+from heatkv.errors import ScheduleError
 from heatkv.files import read_json, write_new
 from heatkv.scales import ScaleSchedule
+from heatkv.steps import after_steps, amount_held, own_steps, tokens_held
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -31,9 +30,6 @@ if TYPE_CHECKING:
 FORMAT = "heatkv.schedule"
 VERSION = 2
 """With codecs; a schedule without any is written as version 1, which is the same but for them."""
-
-BUDGET_TOLERANCE = 1e-12
-"""Budgets this close below a whole number of tokens, or below the minimum, count as reaching it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -250,7 +246,7 @@ class PruningSchedule:
             expected = f"{config.name} ({config.num_layers} layers, {config.num_heads} heads)"
             raise ScheduleError(f"the schedule is for {found}, the run is {expected}; plan it again for this model")
         if self.scales.sizes != scales.sizes:
-            found, expected = _describe(self.scales), _describe(scales)
+            found, expected = self.scales.in_words, scales.in_words
             raise ScheduleError(f"the schedule is for {found}, the run has {expected}; plan it again for these scales")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
@@ -324,7 +320,7 @@ class PruningSchedule:
         if self.codec is not None:
             self._check_budget_bytes(self.budget)
             return
-        allowed, peak = _allowed_tokens(self.budget, self.num_layers, self.num_heads, self.scales), self.peak_tokens
+        allowed, peak = allowed_tokens(self.budget, self.num_layers, self.num_heads, self.scales), self.peak_tokens
         if peak > allowed:
             raise ScheduleError(
                 f"the budget {self.budget:.8g} allows {allowed} tokens, but the peak of drop_step is {peak}; "
@@ -337,7 +333,7 @@ class PruningSchedule:
             return
         head_dim, wide = MODELS[self.model].head_dim, {"rows": 1, "dtype_bytes": 4}
         peak = self.peak_bytes(head_dim, **wide)
-        allowed = _allowed_tokens(budget, self.num_layers, self.num_heads, self.scales) * 2 * head_dim * 4
+        allowed = allowed_tokens(budget, self.num_layers, self.num_heads, self.scales) * 2 * head_dim * 4
         if peak > allowed:
             raise ScheduleError(
                 f"the budget {budget:.8g} allows {allowed} bytes a row of float32, but the peak is {peak}; "
@@ -361,135 +357,6 @@ class PruningSchedule:
             )
         tokens.flags.writeable = False
         return tokens
-
-
-def own_steps(num_layers: int, num_scales: int) -> NDArray[np.int64]:
-    """The step at which each layer writes each scale: [layer, source_scale]."""
-    return np.arange(num_layers)[:, None] + np.arange(num_scales) * num_layers
-
-
-def tokens_held(drop_step: NDArray[np.int16], scales: ScaleSchedule) -> NDArray[np.int64]:
-    """Tokens in the cache after each step, over all layers and heads: [num_steps]; drop_step as in PruningSchedule."""
-    return amount_held(drop_step, np.array(scales.tokens))
-
-
-def amount_held(drop_step: NDArray[np.int16], amounts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sum of the amounts of what is in the cache after each step: [num_steps].
-
-    `amounts`: of each head-scale, such as its tokens or bytes, [layer, head, source_scale] or what broadcasts to it.
-    """
-    num_layers, _, num_scales = drop_step.shape
-    num_steps = num_layers * num_scales
-    cached = drop_step[:, :, :-1]
-    written_at = np.broadcast_to(own_steps(num_layers, num_scales)[:, None, :-1], cached.shape)
-    each = np.broadcast_to(amounts, drop_step.shape)[:, :, :-1].astype(np.float64)
-    freed = cached < num_steps - 1
-    change = np.bincount(written_at.ravel(), each.ravel(), num_steps)
-    change -= np.bincount(cached[freed], each[freed], num_steps)
-    return np.cumsum(np.rint(change).astype(np.int64))
-
-
-def after_steps(layer_tokens: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Tokens of all layers after each step, [num_steps], from each layer's own after its step [query_scale, layer]:
-    layers not yet reached hold what they had."""
-    before = np.vstack([np.zeros_like(layer_tokens[:1]), layer_tokens[:-1]])
-    reached = np.cumsum(layer_tokens, axis=1, dtype=np.int64)
-    still = before.sum(axis=1, keepdims=True) - np.cumsum(before, axis=1)
-    held: NDArray[np.int64] = (reached + still).ravel()
-    return held
-
-
-def full_history_tokens(config: ModelConfig, scales: ScaleSchedule) -> int:
-    """Tokens of all scales but the last, over all layers and heads: the denominator of every budget."""
-    return config.num_layers * config.num_heads * scales.history_tokens
-
-
-def budget_tokens(budget: float, config: ModelConfig, scales: ScaleSchedule) -> int:
-    """The most tokens, over all layers and heads, that a budget allows after any step.
-
-    Multiplied in the order of the reference planner, then floored with BUDGET_TOLERANCE, because a product that
-    comes out a hair below a whole number would forbid the very schedule that the budget was computed for.
-    """
-    return _allowed_tokens(budget, config.num_layers, config.num_heads, scales)
-
-
-def _allowed_tokens(budget: float, num_layers: int, num_heads: int, scales: ScaleSchedule) -> int:
-    threshold = budget * num_layers * num_heads * scales.history_tokens
-    return math.floor(threshold + BUDGET_TOLERANCE * num_layers * num_heads * scales.history_tokens)
-
-
-def budget_bytes(
-    budget: float, config: ModelConfig, scales: ScaleSchedule, *, dtype_bytes: int = 2, rows: int = 2
-) -> int:
-    """The bytes of K and V that a budget allows; `rows`: batch rows cached, 2 per image with guidance."""
-    return budget_tokens(budget, config, scales) * config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
-
-
-def budget_from_tokens(tokens: int, config: ModelConfig, scales: ScaleSchedule) -> float:
-    """The budget, at most 1.0, that allows this many tokens over all layers and heads."""
-    return min(1.0, tokens / full_history_tokens(config, scales))
-
-
-def budget_from_bytes(
-    num_bytes: int, config: ModelConfig, scales: ScaleSchedule, *, dtype_bytes: int = 2, rows: int = 2
-) -> float:
-    """The budget, at most 1.0, that fits in this many bytes of K and V."""
-    tokens = num_bytes // config.kv_bytes_per_token(dtype_bytes=dtype_bytes, rows=rows)
-    return budget_from_tokens(tokens, config, scales)
-
-
-def codec_budget(
-    budget: float, codec: str, config: ModelConfig, scales: ScaleSchedule, *, sink_scales: int, dtype_bytes: int
-) -> float:
-    """The budget in tokens, at most 1.0, whose bytes are within `budget` if all but the sinks are in this codec.
-
-    `budget`: of the history's bytes in the model's dtype. Too little for the sinks: `budget` itself, still too little.
-    """
-    sinks = sum(scales.tokens[:sink_scales]) * config.num_layers * config.num_heads
-    allowed = budget_tokens(budget, config, scales)
-    if allowed < sinks:
-        return budget
-    bought = head_codecs.tokens_bought(allowed, sinks, codec, head_dim=config.head_dim, dtype_bytes=dtype_bytes)
-    return budget_from_tokens(bought, config, scales)
-
-
-def minimum_budget(scales: ScaleSchedule, sink_scales: int) -> float:
-    """The least budget that any schedule can meet: the sink scales' share of the history."""
-    return sum(scales.tokens[:sink_scales]) / scales.history_tokens
-
-
-def check_budget(budget: float | None, scales: ScaleSchedule, sink_scales: int) -> float:
-    """The budget, raised to the minimum if rounding alone put it below. Raises BudgetError with the minimum."""
-    minimum = minimum_budget(scales, sink_scales)
-    if budget is None or not 0 <= budget <= 1:
-        found = "no budget (--budget), which this policy needs" if budget is None else f"budget {budget}"
-        raise BudgetError(f"{found}; expected a fraction of history, {_minimum_text(minimum)} to 1", minimum=minimum)
-    if budget < minimum - BUDGET_TOLERANCE:
-        sink_tokens, history = sum(scales.tokens[:sink_scales]), scales.history_tokens
-        raise BudgetError(
-            f"budget {budget:.8g} is below the minimum {_minimum_text(minimum)}: the {sink_scales} sink scales are "
-            f"never evicted and take {sink_tokens} of {history} history tokens in every head; "
-            "raise the budget or lower the sink scales",
-            minimum=minimum,
-        )
-    return max(budget, minimum)
-
-
-def check_sink_scales(sink_scales: int, scales: ScaleSchedule) -> None:
-    """Raises ScheduleError unless 0 <= sink_scales < num_scales (the last scale is never cached)."""
-    if not 0 <= sink_scales < scales.num_scales:
-        raise ScheduleError(f"{sink_scales} sink scales; expected 0 to {scales.num_scales - 1} for {_describe(scales)}")
-
-
-def _minimum_text(minimum: float) -> str:
-    # Rounded up, so that the printed number is itself feasible.
-    rounded = math.ceil(minimum * 1e8) / 1e8
-    return f"{rounded:.8g} ({rounded * 100:.6g} %)"
-
-
-def _describe(scales: ScaleSchedule) -> str:
-    height, width = scales.sizes[-1]
-    return f"{scales.num_scales} scales up to {height}x{width}"
 
 
 def _check_drop_steps(drop_step: NDArray[np.int16], sink_scales: int) -> None:

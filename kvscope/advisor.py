@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heatkv.budget import budget_from_tokens
 from heatkv.errors import BudgetError, HeatKVError
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.knapsack import KnapsackPolicy
-from heatkv.schedule import budget_from_tokens
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
 from kvscope.units import bytes_text, fraction_text

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from heatkv.budget import budget_bytes
 from heatkv.config import ModelConfig, VAEConfig
-from heatkv.schedule import budget_bytes
 from kvscope.errors import TraceFormatError
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from heatkv.budget import budget_tokens, check_budget, codec_budget
 from heatkv.codecs import MODEL
 from heatkv.config import model_config
 from heatkv.errors import BudgetError
 from heatkv.head_codecs import bytes_per_token
 from heatkv.scales import RESOLUTIONS
-from heatkv.schedule import budget_tokens, check_budget, codec_budget
 from kvscope import forecast
 from kvscope.job import Job
 from kvscope.ledger_lines import device_kind

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.budget import budget_from_tokens, budget_tokens, codec_budget
 from heatkv.bundled import bundled_orders
 from heatkv.codecs import codec_named
 from heatkv.config import model_config
@@ -21,7 +22,8 @@ from heatkv.measurements import Measurements
 from heatkv.policies import make_policy, split_policy
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, no_pins, plan_within
-from heatkv.schedule import PruningSchedule, budget_from_tokens, budget_tokens, codec_budget, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 from kvscope.edits import Budget, Clear, Drop, Edit, Pin, Policy, Sinks, Store
 from kvscope.errors import UsageError
 from kvscope.estimate import check_planned

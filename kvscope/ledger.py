@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heatkv.budget import budget_bytes
 from heatkv.config import MODELS, ModelConfig, VAEConfig
-from heatkv.schedule import budget_bytes
 from kvscope import forecast
 from kvscope.format import Reason
 from kvscope.job import DTYPE_BYTES

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from heatkv.budget import budget_bytes, budget_tokens, codec_budget, full_history_tokens, minimum_budget
 from heatkv.bundled import bundled_orders
 from heatkv.codecs import CODECS, MODEL
 from heatkv.config import ModelConfig, model_config
@@ -17,14 +18,7 @@ from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
 from heatkv.policies import make_policy, needs_of
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import (
-    PruningSchedule,
-    budget_bytes,
-    budget_tokens,
-    codec_budget,
-    full_history_tokens,
-    minimum_budget,
-)
+from heatkv.schedule import PruningSchedule
 from kvscope.analysis import DENOMINATOR
 from kvscope.calibration import Calibration, is_calibration
 from kvscope.errors import UsageError

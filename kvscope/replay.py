@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from heatkv.budget import minimum_budget
 from heatkv.errors import BudgetError
 from heatkv.policies.full import keep_everything
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.knapsack import KnapsackPolicy
-from heatkv.schedule import PruningSchedule, minimum_budget, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 from kvscope.advisor import mean_mass
 from kvscope.draft import Ground, ground_of
 from kvscope.errors import UsageError

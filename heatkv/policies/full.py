@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from heatkv.budget import check_sink_scales
 from heatkv.errors import BudgetError
-from heatkv.schedule import PruningSchedule, check_sink_scales, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

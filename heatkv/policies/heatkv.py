@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from heatkv.budget import budget_tokens, check_budget, check_sink_scales
 from heatkv.policies.full import keep_everything
-from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales, tokens_held
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import tokens_held
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

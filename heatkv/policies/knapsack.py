@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import numpy as np
 
+from heatkv.budget import budget_tokens, check_budget, check_sink_scales
 from heatkv.codecs import CODECS, MODEL
 from heatkv.errors import BudgetError, OptionError, OrdersError, UnknownNameError
 from heatkv.measurements import Measurements
 from heatkv.policies import check_parameter, parameters
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, check_pins, no_pins
-from heatkv.schedule import PruningSchedule, budget_tokens, check_budget, check_sink_scales
+from heatkv.schedule import PruningSchedule
 from heatkv.spending import NOISE, Costs, Spent, bytes_of, noise_of, spend
 
 if TYPE_CHECKING:

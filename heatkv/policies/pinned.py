@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.budget import budget_tokens, full_history_tokens
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.policies.full import keep_everything
 from heatkv.policies.heatkv import HeatKVPolicy, activate_early
-from heatkv.schedule import budget_tokens, full_history_tokens, own_steps, tokens_held
+from heatkv.steps import own_steps, tokens_held
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

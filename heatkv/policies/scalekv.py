@@ -29,12 +29,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
+from heatkv.budget import budget_from_tokens
 from heatkv.errors import OptionError
 from heatkv.files import read_json
 from heatkv.online import by_shares
 from heatkv.policies import MOST_QUERIES, WIDEST_POOLING, check_parameter
 from heatkv.policies.tokens import TokenPolicy, spread_order
-from heatkv.schedule import budget_from_tokens
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,8 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+from heatkv.budget import check_budget, check_sink_scales
 from heatkv.policies.full import keep_everything
-from heatkv.schedule import PruningSchedule, check_budget, check_sink_scales, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 
 if TYPE_CHECKING:
     from heatkv.config import ModelConfig

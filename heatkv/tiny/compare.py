@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from heatkv.budget import budget_from_tokens, minimum_budget
 from heatkv.config import ModelConfig
 from heatkv.generate import Generation
 from heatkv.orders import HeadOrders
 from heatkv.pipeline import Pipeline
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.probe import NullProbe, ScaleInfo, StepInfo
-from heatkv.schedule import PruningSchedule, budget_from_tokens, minimum_budget
+from heatkv.schedule import PruningSchedule
 from heatkv.tiny.detect import align
 from heatkv.tiny.scenes import Scene
 

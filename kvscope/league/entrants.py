@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from heatkv.budget import budget_from_tokens
 from heatkv.errors import BudgetError
-from heatkv.schedule import budget_from_tokens
 from kvscope.league.settings import FULL
 from kvscope.plan import plan_job
 

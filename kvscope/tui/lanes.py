@@ -14,7 +14,7 @@ import numpy as np
 
 from heatkv.codecs import MODEL
 from heatkv.policies.pinned import FREE
-from heatkv.schedule import own_steps
+from heatkv.steps import own_steps
 from kvscope.analysis import StepPlace
 
 if TYPE_CHECKING:

@@ -11,9 +11,10 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 
+from heatkv.budget import budget_bytes
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig, model_config
-from heatkv.schedule import PruningSchedule, budget_bytes
+from heatkv.schedule import PruningSchedule
 from tests.benchmarks.harness import Goal, Result, Row
 from tests.benchmarks.layers import random_keys_values
 from tests.benchmarks.workload import DTYPE, MODEL, ROWS, SEED, Footprint, footprint, golden_file, orders_of, plan

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from heatkv.budget import budget_bytes
 from heatkv.checkpoint import random_transformer
 from heatkv.config import ModelConfig, model_config
 from heatkv.generate import Generation, generate
@@ -23,7 +24,7 @@ from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.probe import Capture, NullProbe, ScaleInfo, StepInfo
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, budget_bytes
+from heatkv.schedule import PruningSchedule
 from heatkv.text_encoder import RandomTextEncoder
 from heatkv.transformer import Infinity
 from tests.benchmarks.memory import held_bytes, in_fresh_process, most_tensor_bytes, peak_bytes

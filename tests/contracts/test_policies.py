@@ -17,12 +17,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heatkv.budget import budget_tokens
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.errors import BudgetError, OptionError, UnknownNameError
 from heatkv.online import OnlinePlan
 from heatkv.policies import GIVEN, POLICIES, load_policy, make_policy, needs_of, parameters
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, budget_tokens
+from heatkv.schedule import PruningSchedule
 from tests.heatkv.policies.driven import driven
 from tests.heatkv.policies.measured import supplied
 

@@ -17,7 +17,8 @@ from heatkv.config import ModelConfig, VAEConfig
 from heatkv.generate import Sampling
 from heatkv.probe import Capture
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, own_steps
+from heatkv.schedule import PruningSchedule
+from heatkv.steps import own_steps
 
 if TYPE_CHECKING:
     from pathlib import Path

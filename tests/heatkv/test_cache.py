@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from heatkv.budget import minimum_budget
 from heatkv.cache import KVCache
 from heatkv.config import ModelConfig, VAEConfig
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, minimum_budget
+from heatkv.schedule import PruningSchedule
 from tests.heatkv.conftest import LargestTensor, random_schedule
 
 if TYPE_CHECKING:

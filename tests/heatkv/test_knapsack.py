@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from heatkv.budget import budget_tokens
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, OrdersError
 from heatkv.policies.knapsack import KnapsackPolicy
 from heatkv.policies.pinned import FREE, no_pins
-from heatkv.schedule import budget_tokens
 
 CONFIG = model_config("infinity-tiny")
 SCALES = CONFIG.schedule_for(None)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heatkv.budget import budget_tokens
 from heatkv.config import MODELS
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.online import OnlinePlan, by_shares, fitted, mean_capacity, spread
 from heatkv.policies.adakv import AdaKVPolicy
 from heatkv.policies.window import WindowPolicy
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import budget_tokens
 
 CONFIG = MODELS["infinity-tiny"]
 SCALES = CONFIG.schedule_for()

@@ -6,12 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from heatkv.budget import budget_tokens
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, ScheduleError
 from heatkv.orders import HeadOrders
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.pinned import FREE, least_budget, no_pins, plan_within
-from heatkv.schedule import budget_tokens, own_steps, tokens_held
+from heatkv.steps import own_steps, tokens_held
 
 CONFIG = model_config("infinity-tiny")
 SCALES = CONFIG.schedule_for(None)

@@ -13,13 +13,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from heatkv.budget import budget_tokens, minimum_budget
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.errors import BudgetError, OrdersError, ScheduleError
 from heatkv.orders import HeadOrders
 from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy, removed_counts
 from heatkv.scales import RESOLUTIONS, TEMPLATES, ScaleSchedule
-from heatkv.schedule import PruningSchedule, budget_tokens, minimum_budget
+from heatkv.schedule import PruningSchedule
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

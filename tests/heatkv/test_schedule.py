@@ -11,11 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from heatkv.config import MODELS, ModelConfig, VAEConfig
-from heatkv.errors import BudgetError, OutputError, ScheduleError
-from heatkv.scales import ScaleSchedule
-from heatkv.schedule import (
-    PruningSchedule,
+from heatkv.budget import (
     budget_bytes,
     budget_from_bytes,
     budget_from_tokens,
@@ -24,6 +20,10 @@ from heatkv.schedule import (
     full_history_tokens,
     minimum_budget,
 )
+from heatkv.config import MODELS, ModelConfig, VAEConfig
+from heatkv.errors import BudgetError, OutputError, ScheduleError
+from heatkv.scales import ScaleSchedule
+from heatkv.schedule import PruningSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from heatkv.budget import budget_bytes
 from heatkv.codecs import CODECS
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, OptionError, UnknownNameError
@@ -15,8 +16,9 @@ from heatkv.measurements import Measurements
 from heatkv.policies import make_policy
 from heatkv.policies.full import keep_everything
 from heatkv.policies.knapsack import KnapsackPolicy
-from heatkv.schedule import PruningSchedule, budget_bytes, own_steps
+from heatkv.schedule import PruningSchedule
 from heatkv.spending import NOISE, Costs, Spent, bytes_of, noise_of, spend
+from heatkv.steps import own_steps
 
 CONFIG = model_config("infinity-tiny")
 SCALES = CONFIG.schedule_for()

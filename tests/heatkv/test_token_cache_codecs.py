@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from heatkv.attention import Path, attend
+from heatkv.budget import budget_bytes
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from heatkv.errors import BudgetError
 from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.policies import OnlinePolicy, make_policy
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import budget_bytes
 from heatkv.selection import Selector
 from heatkv.token_cache import TokenCache
 

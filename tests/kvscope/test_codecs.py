@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from heatkv.budget import budget_bytes
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS
 from heatkv.errors import BudgetError, UnknownNameError
-from heatkv.schedule import PruningSchedule, budget_bytes
+from heatkv.schedule import PruningSchedule
 from kvscope import cli
 from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import Budget, Policy

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from heatkv.budget import minimum_budget
 from heatkv.cache import KVCache
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
@@ -21,7 +22,7 @@ from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.window import WindowPolicy
 from heatkv.pool import Slots
 from heatkv.scales import ScaleSchedule
-from heatkv.schedule import PruningSchedule, minimum_budget
+from heatkv.schedule import PruningSchedule
 from heatkv.token_cache import TokenCache
 from heatkv.transformer import _TOKENS_AT_ONCE, Infinity
 from kvscope import forecast

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from heatkv.schedule import budget_tokens
+from heatkv.budget import budget_tokens
 from kvscope.analysis import summarize
 from kvscope.cli import main
 from kvscope.errors import KVScopeError, OutputError, UsageError
