@@ -1,4 +1,4 @@
-"""What comes with heatkv for some models: trained weights, and head orders measured on them."""
+"""What comes with heatkv for some models: trained weights, and what was measured on them."""
 
 from __future__ import annotations
 
@@ -17,5 +17,14 @@ def bundled_weights(config: ModelConfig) -> Path | None:
 
 def bundled_orders(config: ModelConfig) -> Path | None:
     """The file of this model's bundled head orders (official format), or None."""
+    return _file(config, "scas_orders.json")
+
+
+def bundled_calibration(config: ModelConfig) -> Path | None:
+    """The file of this model's bundled calibration (HDF5, of `kvscope calibrate`), or None."""
+    return _file(config, "calibration.h5")
+
+
+def _file(config: ModelConfig, name: str) -> Path | None:
     folder = _FOLDERS.get(config.name)
-    return folder / "scas_orders.json" if folder is not None and (folder / "scas_orders.json").is_file() else None
+    return folder / name if folder is not None and (folder / name).is_file() else None

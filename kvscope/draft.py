@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.budget import budget_from_tokens, budget_tokens, codec_budget
-from heatkv.bundled import bundled_orders
+from heatkv.bundled import bundled_calibration, bundled_orders
 from heatkv.codecs import codec_named
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, HeatKVError, OptionError, UnknownNameError
@@ -84,7 +84,7 @@ def ground_of(header: Header, mass: NDArray[np.floating] | None = None) -> Groun
     config = model_config(header.model)
     path = orders_path(header.job) or bundled_orders(config)
     orders = None if path is None else load_orders(path, config)
-    measured = measured_by(orders_path(header.job), config, header.scales, mass)
+    measured = measured_by(orders_path(header.job) or bundled_calibration(config), config, header.scales, mass)
     return Ground(config, header.scales, header.bytes_per_token, orders, header.dtype_bytes, measured)
 
 

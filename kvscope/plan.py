@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from heatkv.budget import budget_bytes, budget_tokens, codec_budget, full_history_tokens, minimum_budget
-from heatkv.bundled import bundled_orders
+from heatkv.bundled import bundled_calibration, bundled_orders
 from heatkv.codecs import CODECS, MODEL
 from heatkv.config import ModelConfig, model_config
 from heatkv.measurements import Measurements
@@ -122,7 +122,7 @@ def policy_of(job: Job, config: ModelConfig, scales: ScaleSchedule) -> Any:  # A
     supplied: dict[str, Any] = {}  # Any: what a policy's fields hold
     if needs:
         measured = set(needs) - {"orders"}
-        bundled = None if measured else bundled_orders(config)
+        bundled = bundled_calibration(config) if measured else bundled_orders(config)
         path = bundled if job.orders is None else Path(job.orders)
         if path is None:
             what = "a calibration" if measured else "head orders"

@@ -18,10 +18,9 @@ the budget holds in true bytes after every step, on one pool, and what is evicte
 position.
 
 *Rows*: whether each batch row chooses for itself, the rows of guidance among them, or one choice is made for the
-run; a planned schedule is the same for all. *Needs*: what `kvscope calibrate` measures, given as `--orders FILE` (for
-infinity-tiny: `--orders traces/infinity-tiny-scas.h5`); a policy refuses what was measured on another model or at
-other scales. *Sinks*: the first scales that are never
-evicted where `--sink-scales` says nothing.
+run; a planned schedule is the same for all. *Needs*: what `kvscope calibrate` measures, given as `--orders FILE`
+(infinity-tiny comes with its own); a policy refuses what was measured on another model or at other scales.
+*Sinks*: the first scales that are never evicted where `--sink-scales` says nothing.
 
 Most of these were published for other models, or without a port to next-scale images, some without code: each
 section says what the source does, what this does instead, and why. Where a paper leaves a value open, the default

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heatkv.bundled import bundled_calibration
 from heatkv.config import model_config
 from heatkv.forced import Prompt, Reference, forced_error
 from heatkv.generate import Generation, Sampling
@@ -38,7 +39,7 @@ from tests.benchmarks.harness import Goal, Result, Row
 from tests.benchmarks.workload import SEED
 
 MODEL = "infinity-tiny"
-CALIBRATION = Path(__file__).parents[2] / "traces" / "infinity-tiny-scas.h5"
+CALIBRATION = bundled_calibration(model_config("infinity-tiny"))
 CASES = ((0.2, 1.0), (0.1, 1.0), (0.05, 1.0), (0.1, 0.75))
 """HeatKV's budget, and how much of the bytes that it takes the advisor may take."""
 _TRAINING_PROMPTS, _HELD_OUT_PROMPTS = 6, 206

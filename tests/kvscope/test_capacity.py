@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 
+from heatkv.bundled import bundled_calibration
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, UnknownNameError
 from kvscope import cli
@@ -140,7 +140,7 @@ def test_a_codec_s_cache_is_the_pools_of_a_run(codec: str, budget: float) -> Non
 
 def test_a_policy_that_needs_a_calibration_is_given_one(capsys: pytest.CaptureFixture[str]) -> None:
     asked = ["capacity", "--memory", "24GiB", "--model", "infinity-tiny", "--budget", "0.2"]
-    calibration = str(Path(__file__).parents[2] / "traces" / "infinity-tiny-scas.h5")
+    calibration = str(bundled_calibration(model_config("infinity-tiny")))
 
     assert cli.main([*asked, "--policy", "knapsack", "--orders", calibration]) == 0
     assert "policy knapsack" in capsys.readouterr().out

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from heatkv.budget import budget_bytes
+from heatkv.bundled import bundled_calibration
 from heatkv.codecs import CODECS
-from heatkv.config import MODELS
+from heatkv.config import MODELS, model_config
 from heatkv.errors import BudgetError, UnknownNameError
 from heatkv.schedule import PruningSchedule
 from kvscope import cli
@@ -176,7 +177,7 @@ class TestDraft:
 
 
 def test_one_codec_for_all_is_refused_where_the_policy_chooses_codecs(tmp_path: Path) -> None:
-    calibration = TRACES / "infinity-tiny-scas.h5"
+    calibration = bundled_calibration(model_config("infinity-tiny"))
     job = Job("", "infinity-tiny", "knapsack:codecs=int8+int4", budget=0.1, orders=str(calibration))
     schedule = plan_job(job).schedule.save(tmp_path / "mixed.json")
 

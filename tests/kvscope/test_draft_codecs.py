@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from heatkv.bundled import bundled_calibration
 from heatkv.codecs import CODECS
 from heatkv.schedule import PruningSchedule
 from kvscope.draft import Draft, Ground, ground_of, measured_by
@@ -106,15 +107,19 @@ def test_the_knapsack_fills_in_round_pins_within_the_budget(start: Draft, text: 
 
 
 def test_the_knapsack_weighs_by_a_calibration_where_there_is_one(trace: Trace, start: Draft, ground: Ground) -> None:
-    path = TRACES / "infinity-tiny-scas.h5"
-    measured = measured_by(path, ground.config, ground.scales, trace.attention_mass)
-    assert measured is not None
+    of_trace = measured_by(None, ground.config, ground.scales, trace.attention_mass)
+    bundled = measured_by(bundled_calibration(ground.config), ground.config, ground.scales, trace.attention_mass)
+    assert of_trace is not None
+    assert bundled is not None
+    assert bundled.output_error is not None
     lines = ("budget 15%", "policy knapsack")
 
-    by_mass = edited(start, *lines).draft.schedule
-    calibrated = edited(replace(start, ground=replace(ground, measurements=measured)), *lines).draft.schedule
+    by_mass = edited(replace(start, ground=replace(ground, measurements=of_trace)), *lines).draft.schedule
+    calibrated = edited(replace(start, ground=replace(ground, measurements=bundled)), *lines).draft.schedule
 
-    assert (measured.output_error is None) == (by_mass == calibrated)
+    assert by_mass != calibrated
+    # infinity-tiny comes with its own.
+    assert edited(start, *lines).draft.schedule == calibrated
 
 
 def test_without_attention_the_knapsack_says_what_it_needs(start: Draft, ground: Ground) -> None:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from heatkv.bundled import bundled_calibration, bundled_orders
+from heatkv.config import model_config
 from heatkv.errors import BudgetError, UnknownNameError
+from heatkv.policies import POLICIES
 from kvscope.errors import UsageError
 from kvscope.job import Job
-from kvscope.plan import plan_job, summarize_plan
+from kvscope.plan import load_orders, plan_job, summarize_plan
 
 
 def job(**changes: object) -> Job:
@@ -31,6 +34,22 @@ def test_bytes_follow_dtype_and_rows() -> None:
 def test_a_policy_that_needs_orders_says_where_they_come_from() -> None:
     with pytest.raises(UsageError, match="--orders FILE"):
         plan_job(job(policy="heatkv", budget=0.1))
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
+def test_infinity_tiny_comes_with_what_every_policy_needs(policy: str) -> None:
+    plan = plan_job(job(model="infinity-tiny", policy=policy, budget=None if policy == "full" else 0.2))
+
+    assert plan.schedule.policy == policy
+
+
+def test_the_bundled_orders_are_those_of_the_bundled_calibration() -> None:
+    config = model_config("infinity-tiny")
+    orders, calibration = bundled_orders(config), bundled_calibration(config)
+    assert orders is not None
+    assert calibration is not None
+
+    assert load_orders(orders, config).to_lists() == load_orders(calibration, config).to_lists()
 
 
 def test_the_full_policy_refuses_a_budget_it_would_not_keep() -> None:

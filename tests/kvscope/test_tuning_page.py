@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from heatkv.bundled import bundled_calibration
+from heatkv.config import model_config
 from kvscope.draft import Draft, ground_of
 from kvscope.edits import parse_edit
 from kvscope.journal import REDO, UNDO, replayed
@@ -37,7 +39,7 @@ def test_the_edits_lead_to_the_schedule_that_the_page_shows() -> None:
     script = (ROOT / "traces" / "edits.kvs").read_text(encoding="utf-8")
     with Trace.open(ROOT / "traces" / "infinity-tiny-full.h5") as trace:
         ground = ground_of(trace.header)
-        orders = load_orders(ROOT / "traces" / "infinity-tiny-scas.h5", ground.config)
+        orders = load_orders(bundled_calibration(model_config("infinity-tiny")), ground.config)
         draft = Draft.of(trace.schedule, replace(ground, orders=orders))
         schedule = replayed(draft, script.splitlines(), source="edits.kvs").draft.schedule
 

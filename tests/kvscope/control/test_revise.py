@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from heatkv.bundled import bundled_calibration
+from heatkv.config import model_config
 from heatkv.revision import revised
 from heatkv.schedule import PruningSchedule
 from kvscope.cli import main
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 Start = Callable[..., "Started"]
 Wait = Callable[..., None]
-ORDERS = str(Path(__file__).parents[3] / "traces" / "infinity-tiny-scas.h5")
+ORDERS = str(bundled_calibration(model_config("infinity-tiny")))
 
 
 def paused(start: Start, arguments: tuple[str, ...], wait_until: Wait, *, scales: int) -> Started:
