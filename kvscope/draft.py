@@ -61,10 +61,14 @@ class Ground:
     def shape(self) -> tuple[int, int, int]:
         return self.config.num_layers, self.config.num_heads, self.scales.num_scales
 
+    @property
+    def rows(self) -> int:
+        """Of the batch: 2 with guidance."""
+        return self.bytes_per_token // (2 * self.config.head_dim * self.dtype_bytes)
+
     def peak_bytes(self, schedule: PruningSchedule) -> int:
         """The most bytes that a schedule holds after any step."""
-        rows = self.bytes_per_token // (2 * self.config.head_dim * self.dtype_bytes)
-        return schedule.peak_bytes(self.config.head_dim, rows=rows, dtype_bytes=self.dtype_bytes)
+        return schedule.peak_bytes(self.config.head_dim, rows=self.rows, dtype_bytes=self.dtype_bytes)
 
     @property
     def last_step(self) -> int:

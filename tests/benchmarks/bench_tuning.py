@@ -26,7 +26,8 @@ from heatkv.policies.full import FullPolicy
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.schedule import PruningSchedule
 from heatkv.tiny.scenes import held_out_scenes, training_scenes
-from kvscope.advisor import Candidate, Evidence, advice, for_bytes, mean_mass, verified
+from kvscope.advice import advice
+from kvscope.advisor import Candidate, Evidence, for_bytes, mean_mass, verified
 from kvscope.calibration import Calibration
 from kvscope.draft import ground_of
 from kvscope.job import Job
