@@ -63,18 +63,15 @@ def pareto(tried: Iterable[Candidate]) -> tuple[Candidate, ...]:
     return tuple(front)
 
 
-def lost_text(candidate: Candidate) -> str:
-    """The estimated loss; `unknown` where it is mostly codecs' noise."""
-    return fraction_text(candidate.lost, absent="unknown")
-
-
 def _words(chosen: Candidate, pool: Sequence[Candidate], tried: Sequence[Candidate]) -> Iterator[str]:
     """Why it was chosen: what it takes and loses, what it is better than, how it treats what, what HeatKV does else."""
     how = "not verified"
     if chosen.kl is not None:
         how = f"forced KL {chosen.kl:.4g} nats per bit, {fraction_text(chosen.flips)} of bits flip"
-    takes = f"{bytes_text(chosen.peak_bytes)} at peak (est.), {lost_text(chosen)} of attention lost (est.)"
-    yield f"{chosen.name}: {takes}, {how}"
+    lost = "attention lost unknown, too much of it is codecs' noise"
+    if chosen.lost is not None:
+        lost = f"{fraction_text(chosen.lost)} of attention lost (est.)"
+    yield f"{chosen.name}: {bytes_text(chosen.peak_bytes)} at peak (est.), {lost}, {how}"
     rival = next((one for one in tried if one.name == "heatkv"), None)
     yield from _against("heatkv", chosen, rival)
     plain = min((one for one in pool if not one.schedule.codecs), key=error_of, default=None)

@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def _found(args: argparse.Namespace, evidence: Evidence) -> list[Candidate]:
     from kvscope import advisor
 
-    codecs = [] if args.codecs == _NO_CODECS else args.codecs.split(",")
+    codecs = [] if args.codecs == _NO_CODECS else [one.strip() for one in args.codecs.split(",")]
     if args.target_bytes is not None:
         return advisor.for_bytes(evidence, _bytes(args.target_bytes), codecs)
     return advisor.for_loss(evidence, args.max_loss, codecs)
@@ -107,13 +107,11 @@ def advice_text(advice: Advice) -> str:
 
 
 def _cells(one: Candidate, *, chosen: bool, front: bool) -> list[str]:
-    from kvscope.advice import lost_text
-
     return [
         ">" if chosen else "*" if front else "",
         one.name,
         bytes_text(one.peak_bytes),
-        lost_text(one),
+        fraction_text(one.lost, absent="unknown"),
         fraction_text(one.output_error),
         "not verified" if one.kl is None else f"{one.kl:.4g}",
         "" if one.flips is None else fraction_text(one.flips),

@@ -71,7 +71,7 @@ def test_the_words_say_what_is_dropped_what_is_fine_and_what_is_coarse() -> None
     words = advice([coarse, candidate("heatkv", 10, 0.2, kl=0.4), candidate("plain", 10, 0.1, kl=0.2)], by_bytes=True)
 
     told = "\n".join(words.words)
-    assert "unknown of attention lost (est.)" in told
+    assert "10 B at peak (est.), attention lost unknown" in told
     assert "against the best without codecs (plain): KL -50.0% at +0.0% bytes" in told
     assert "dropped by its peak: 1 head-scale, which would take 2.00 KiB; by the end: 136 of 216" in told
     assert "fine, in the model's dtype: 36 head-scales, 4.50 KiB at its peak" in told
