@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from heatkv.scales import ScaleSchedule
+    from heatkv.schedule import PruningSchedule
 
 NOISE: dict[str, float] = {MODEL: 0.0, "int8": 1e-5, "fp8": 1e-4, "int4": 0.003, "k4v2": 0.015, "int2": 0.08}
 """What storing a head-scale in a codec loses, as a share of what dropping it loses. From forced KL of infinity-tiny
@@ -62,6 +63,13 @@ def noise_of(codecs: tuple[str, ...]) -> NDArray[np.float64]:
     return np.array([NOISE[name] for name in codecs])
 
 
+def noise_in(schedule: PruningSchedule) -> NDArray[np.float64]:
+    """NOISE of each head-scale, as a schedule stores it: [layer, head, source_scale]."""
+    if schedule.codec is None:
+        return np.zeros(schedule.drop_step.shape)
+    return noise_of(schedule.codecs)[schedule.codec]
+
+
 def bytes_of(codecs: tuple[str, ...], head_dim: int, *, dtype_bytes: int) -> NDArray[np.int64]:
     """Bytes of one token's key and value in one row, by index."""
     return np.array([CODECS[name].bytes_per_token(head_dim, rows=1, dtype_bytes=dtype_bytes) for name in codecs])
@@ -82,7 +90,20 @@ def spend(
         if (run.codec == codec).all():
             break
         codec = run.codec
-    return Spent(run.drop_step, run.codec, _loss(costs, run.drop_step, run.codec, sinks))
+    noise = costs.noise[run.codec]
+    noise[:, :, :sinks] = 0
+    return Spent(run.drop_step, run.codec, loss_of(costs.paid, run.drop_step, noise))
+
+
+def loss_of(paid: NDArray[np.float64], drop_step: NDArray[np.int16], noise: NDArray[np.float64]) -> float:
+    """What drops and codecs lose; `paid` as in Costs, `noise`: of each head-scale, the share lost where it is read."""
+    num_layers = len(drop_step)
+    total = 0.0
+    for query_scale, each in enumerate(paid):
+        steps = query_scale * num_layers + np.arange(num_layers)[:, None, None]
+        older = np.arange(drop_step.shape[2]) < query_scale
+        total += float((np.where(drop_step >= steps, noise, 1.0) * each * older).sum())
+    return total
 
 
 class _Pass:
@@ -184,16 +205,3 @@ def _without_spare(taken: list[int], sizes: NDArray[np.int64], spare: int) -> li
             spare -= int(sizes[index])
             kept.add(index)
     return [place for index, place in enumerate(taken) if index not in kept]
-
-
-def _loss(costs: Costs, drop_step: NDArray[np.int16], codec: NDArray[np.uint8], sinks: int) -> float:
-    num_layers = len(drop_step)
-    noise = costs.noise[codec]
-    noise[:, :, :sinks] = 0
-    total = 0.0
-    for query_scale, paid in enumerate(costs.paid):
-        steps = query_scale * num_layers + np.arange(num_layers)[:, None, None]
-        reads = drop_step >= steps
-        older = np.arange(drop_step.shape[2]) < query_scale
-        total += float((np.where(reads, noise, 1.0) * paid * older).sum())
-    return total

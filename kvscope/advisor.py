@@ -1,12 +1,13 @@
-"""Advisor: schedules for a target, searched with the estimator, verified by forced runs, and the choice in words.
+"""Advisor: schedules for a target of bytes or of loss, in the model's dtype and coarser codecs, by what is estimated.
 
-`candidates` makes plans of several kinds at one budget; `Advice` keeps those that no other beats in both bytes and
-error. Nothing here runs a model: whoever verifies hands in the measured errors.
+`for_bytes` and `for_loss` make plans of several kinds and put the most promising first. Nothing here runs a model:
+whoever verifies hands in the measured errors (`verified`), and kvscope.advice chooses and explains.
 """
 
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from heatkv.budget import budget_from_tokens
+from heatkv.codecs import MODEL
 from heatkv.errors import BudgetError, HeatKVError
 from heatkv.policies.heatkv import HeatKVPolicy
 from heatkv.policies.knapsack import KnapsackPolicy
+from heatkv.steps import own_steps
 from kvscope.errors import UsageError
 from kvscope.estimate import estimate
-from kvscope.units import bytes_text, fraction_text
+from kvscope.fidelity import COARSE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,9 +37,23 @@ EXPONENTS = (1.0, 1.5, 1.8)
 WEIGHTINGS = {"": 1.0, "early scales first, ": -0.5}
 """Name → the power of its queries that a query scale counts. A bit that is wrong early changes all that comes after it,
 which the estimated loss does not see; forced runs do."""
+DROPPED = "dropped"
 
-_STEPS = 24
-"""Halvings of the search for the least bytes: enough to reach single tokens."""
+_CODED_EXPONENT = 1.5
+"""Of plans with codecs: between the three it changes less than the codec does (docs/tuning.md)."""
+_STEPS = 16
+"""Halvings of the search for the least bytes: to 0.0015 % of the history, less than a token of infinity-tiny."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of the head-scales written by the peak of a schedule, those that fare alike."""
+
+    name: str
+    """The codec that they are stored in, or DROPPED."""
+    head_scales: int
+    num_bytes: int
+    """Estimated, as `peak_bytes`, which those of all codecs add up to; of DROPPED, what keeping them would take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,34 +65,25 @@ class Candidate:
     schedule: PruningSchedule
     peak_bytes: int
     """Estimated, and exact if the schedule is obeyed."""
-    lost: float
-    """Estimated share of attention mass, mean over the recorded runs."""
+    lost: float | None
+    """Estimated share of attention mass, mean over the recorded runs; None: too much of it is codecs' noise, which
+    attention does not tell."""
+    output_error: float | None = None
+    """Estimated squared change of attention's output, as a fraction of it, mean over layers and query scales, codecs by
+    their noise; None: no calibration has measured it."""
+    parts: tuple[Part, ...] = ()
     kl: float | None = None
     """Forced, mean over the recorded runs; None: not verified."""
     flips: float | None = None
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        facts = {name: getattr(self, name) for name in ("name", "peak_bytes", "lost", "kl", "flips")}
-        return facts | {"schedule_sha256": self.schedule.content_hash, "policy": self.schedule.policy}
-
-
-@dataclass(frozen=True, slots=True)
-class Advice:
-    """What was tried, what is worth having, and what is advised."""
-
-    tried: tuple[Candidate, ...]
-    front: tuple[Candidate, ...]
-    """Those that none beats in both bytes and error, fewest bytes first."""
-    chosen: Candidate
-    words: tuple[str, ...]
-    """Why."""
-
-    def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        return {
-            "chosen": self.chosen.to_json(),
-            "front": [one.to_json() for one in self.front],
-            "tried": [one.to_json() for one in self.tried],
-            "why": list(self.words),
+        names = ("name", "peak_bytes", "lost", "output_error", "kl", "flips")
+        stored = {part.name: {"head_scales": part.head_scales, "bytes": part.num_bytes} for part in self.parts}
+        return {name: getattr(self, name) for name in names} | {
+            "at_peak": stored,
+            "codecs": list(self.schedule.codecs),
+            "schedule_sha256": self.schedule.content_hash,
+            "policy": self.schedule.policy,
         }
 
 
@@ -89,10 +97,21 @@ class Evidence:
     runs: tuple[Recorded, ...]
     """Recorded runs of the full cache, to estimate losses on."""
 
+    @property
+    def by_output(self) -> KnapsackPolicy | None:
+        """The planner that weighs by the error of attention's output; None: nothing has measured it."""
+        measured = self.ground.measurements
+        return None if measured is None or measured.output_error is None else KnapsackPolicy(measured)
+
     def candidate(self, name: str, schedule: PruningSchedule) -> Candidate:
         """A schedule with its estimates."""
         guesses = [estimate(run, schedule) for run in self.runs]
-        return Candidate(name, schedule, guesses[0].peak_bytes, float(np.mean([guess.lost for guess in guesses])))
+        is_coarse = np.mean([guess.coarse_share for guess in guesses]) > COARSE
+        lost = None if is_coarse else float(np.mean([guess.lost for guess in guesses]))
+        judge, error = self.by_output, None
+        if judge is not None:
+            error = judge.loss_of(schedule, self.ground.config) / schedule.num_layers
+        return Candidate(name, schedule, guesses[0].peak_bytes, lost, error, parts_of(schedule, self.ground))
 
 
 def mean_mass(masses: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
@@ -109,57 +128,61 @@ def mean_mass(masses: Iterable[NDArray[np.floating]]) -> NDArray[np.float64]:
     return mean
 
 
-def candidates(evidence: Evidence, budget: float) -> list[Candidate]:
-    """Plans of several kinds whose peak is within a budget, the least estimated loss first; none: no plan meets it."""
+def parts_of(schedule: PruningSchedule, ground: Ground) -> tuple[Part, ...]:
+    """What a schedule has dropped when it holds the most bytes, and what it holds in each codec, finest first."""
+    sizes = {"rows": ground.rows, "dtype_bytes": ground.dtype_bytes}
+    step = int(schedule.bytes_held(ground.config.head_dim, **sizes).argmax())
+    written = np.broadcast_to(own_steps(*ground.shape[::2])[:, None], ground.shape) <= step
+    written[..., -1] = False
+    held = written & ((schedule.drop_step > step) | (schedule.drop_step == schedule.num_steps - 1))
+    tokens = np.broadcast_to(schedule.scales.tokens, ground.shape)
+    each, stored = schedule.bytes_per_token(ground.config.head_dim, **sizes) * tokens, schedule.stored_in()
+    parts = [Part(DROPPED, int((written & ~held).sum()), int(tokens[written & ~held].sum()) * ground.bytes_per_token)]
+    for name in schedule.codecs or (MODEL,):
+        mine = held & (stored == name)
+        if mine.any():
+            parts.append(Part(name, int(mine.sum()), int(each[mine].sum())))
+    return tuple(parts)
+
+
+def candidates(evidence: Evidence, budget: float, codecs: Sequence[str] = ()) -> list[Candidate]:
+    """Plans of several kinds whose peak is within a budget, the most promising first; none: no plan meets it.
+
+    `codecs`: what plans may store in beside the model's dtype, each as KnapsackPolicy.codecs, tried one by one. Raises
+    UnknownNameError or OptionError for what is no such text.
+    """
     made: dict[str, Candidate] = {}
-    for name, schedule in _plans(evidence, budget):
+    for name, schedule in _plans(evidence, budget, codecs):
         made.setdefault(schedule.content_hash, evidence.candidate(name, schedule))
-    return sorted(made.values(), key=lambda one: (one.lost, one.peak_bytes, one.name))
+    return _most_promising(made.values())
 
 
-def for_bytes(evidence: Evidence, target_bytes: int) -> list[Candidate]:
-    """Plans whose peak takes at most so many bytes, the least estimated loss first; for 0 bytes, nothing is kept."""
+def for_bytes(evidence: Evidence, target_bytes: int, codecs: Sequence[str] = ()) -> list[Candidate]:
+    """Plans whose peak takes at most so many bytes, as `candidates`; for 0 bytes, nothing is kept."""
     ground = evidence.ground
-    return candidates(
-        evidence, budget_from_tokens(target_bytes // ground.bytes_per_token, ground.config, ground.scales)
-    )
+    budget = budget_from_tokens(target_bytes // ground.bytes_per_token, ground.config, ground.scales)
+    return candidates(evidence, budget, codecs)
 
 
-def for_loss(evidence: Evidence, most_lost: float) -> list[Candidate]:
-    """Plans with the fewest bytes that lose at most this share of attention, the fewest first. Raises UsageError."""
+def for_loss(evidence: Evidence, most_lost: float, codecs: Sequence[str] = ()) -> list[Candidate]:
+    """Plans with the fewest bytes that lose at most this share of attention, the fewest first; last those of which that
+    is unknown, whose noise counts like attention. `codecs` as in `candidates`. Raises UsageError for what is no share.
+    """
     if not 0 <= most_lost < 1:
         raise UsageError(f"a loss of {most_lost:g}; expected a share of attention from 0 to 1")
     best: dict[str, Candidate] = {}
-    for name, policy, sinks in _policies(evidence):
+    for name, policy, sinks in _policies(evidence, codecs):
         found = _least(evidence, name, policy, sinks, most_lost)
         if found is not None:
             best.setdefault(found.schedule.content_hash, found)
-    return sorted(best.values(), key=lambda one: (one.peak_bytes, one.lost, one.name))
-
-
-def advice(tried: Sequence[Candidate], *, by_bytes: bool) -> Advice:
-    """The best of what was tried: verified ones only, if there are any; by error within the bytes, or by bytes."""
-    if not tried:
-        raise UsageError("no schedule to choose from")
-    verified = [one for one in tried if one.kl is not None]
-    pool = verified or list(tried)
-    chosen = min(pool, key=lambda one: (error_of(one), one.peak_bytes) if by_bytes else (one.peak_bytes, error_of(one)))
-    front = pareto(pool)
-    return Advice(tuple(tried), front, chosen, _words(chosen, tried))
-
-
-def pareto(tried: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """Those that none beats in both bytes and error, fewest bytes first."""
-    front: list[Candidate] = []
-    for one in sorted(tried, key=lambda one: (one.peak_bytes, error_of(one))):
-        if not front or error_of(one) < error_of(front[-1]):
-            front.append(one)
-    return tuple(front)
+    return sorted(best.values(), key=lambda one: (one.lost is None, one.peak_bytes, error_of(one), one.name))
 
 
 def error_of(candidate: Candidate) -> float:
-    """What candidates are compared by: the forced KL if it was measured, else the estimated loss."""
-    return candidate.lost if candidate.kl is None else candidate.kl
+    """What candidates are compared by: the forced KL if it was measured, else the estimated error of attention's output
+    if that was, else the estimated loss; infinite where that is unknown."""
+    known = (one for one in (candidate.kl, candidate.output_error, candidate.lost) if one is not None)
+    return next(known, float("inf"))
 
 
 def verified(candidate: Candidate, kl: Sequence[float], flips: Sequence[float]) -> Candidate:
@@ -167,29 +190,56 @@ def verified(candidate: Candidate, kl: Sequence[float], flips: Sequence[float]) 
     return replace(candidate, kl=float(np.mean(kl)), flips=float(np.mean(flips)))
 
 
-def _plans(evidence: Evidence, budget: float) -> Iterator[tuple[str, PruningSchedule]]:
+def _most_promising(found: Iterable[Candidate]) -> list[Candidate]:
+    """The least estimated error first; by attention alone, which does not tell codecs apart, the best in each first."""
+    ranked = sorted(found, key=lambda one: (error_of(one), one.peak_bytes, one.name))
+    if all(one.output_error is not None for one in ranked):
+        return ranked
+    before: Counter[tuple[str, ...]] = Counter()
+    turns = []
+    for one in ranked:
+        turns.append(before[one.schedule.codecs])
+        before[one.schedule.codecs] += 1
+    return [one for _, one in sorted(zip(turns, ranked, strict=True), key=lambda pair: pair[0])]
+
+
+def _plans(evidence: Evidence, budget: float, codecs: Sequence[str]) -> Iterator[tuple[str, PruningSchedule]]:
     """(how it was made, plan), of every kind that can meet the budget."""
     ground = evidence.ground
-    for name, policy, sinks in _policies(evidence):
+    for name, policy, sinks in _policies(evidence, codecs):
         with contextlib.suppress(HeatKVError):  # sinks alone exceed the budget, or orders that do not fit
             yield name, policy.plan(ground.config, ground.scales, budget=budget, sink_scales=sinks)
 
 
-def _policies(evidence: Evidence) -> Iterator[tuple[str, PlannedPolicy, int]]:
+def _policies(evidence: Evidence, codecs: Sequence[str]) -> Iterator[tuple[str, PlannedPolicy, int]]:
     """(name, policy, sink scales)."""
     orders = evidence.ground.orders
     if orders is not None:
         yield "heatkv", HeatKVPolicy(orders), min(orders.first_source, evidence.ground.scales.num_scales - 1)
+    for name, policy in _weighings(evidence):
+        for sinks in (0, 1):
+            yield f"{name}, {sinks} sinks", policy, sinks
+    name, policy = [pair for pair in _weighings(evidence) if pair[1].exponent == _CODED_EXPONENT][-1]
+    for text in codecs:
+        for sinks in (0, 1):
+            yield f"{name}, {sinks} sinks, in {text}", replace(policy, codecs=text), sinks
+
+
+def _weighings(evidence: Evidence) -> Iterator[tuple[str, KnapsackPolicy]]:
+    """(name, planner in the model's dtype), what predicts errors best last."""
     for name, power in WEIGHTINGS.items():
         for exponent in EXPONENTS:
-            policy = KnapsackPolicy.of_mass(evidence.mass, exponent=exponent, late=power)
-            for sinks in (0, 1):
-                yield f"knapsack, {name}exponent {exponent:g}, {sinks} sinks", policy, sinks
+            mass = KnapsackPolicy.of_mass(evidence.mass, exponent=exponent, late=power)
+            yield f"knapsack, {name}exponent {exponent:g}", mass
+    if evidence.by_output is not None:
+        for exponent in EXPONENTS:
+            yield f"knapsack by output, exponent {exponent:g}", replace(evidence.by_output, exponent=exponent)
 
 
 def _least(evidence: Evidence, name: str, policy: PlannedPolicy, sinks: int, most_lost: float) -> Candidate | None:
     """The plan of one policy with the fewest bytes that loses no more."""
-    ground, low, high, best = evidence.ground, 0.0, 1.0, None
+    ground, low, high = evidence.ground, 0.0, 1.0
+    best: PruningSchedule | None = None
     for _ in range(_STEPS):
         middle = (low + high) / 2
         try:
@@ -197,43 +247,8 @@ def _least(evidence: Evidence, name: str, policy: PlannedPolicy, sinks: int, mos
         except BudgetError:
             low = middle
             continue
-        candidate = evidence.candidate(name, schedule)
-        if candidate.lost <= most_lost:
-            best, high = candidate, middle
+        if np.mean([estimate(run, schedule).lost for run in evidence.runs]) <= most_lost:
+            best, high = schedule, middle
         else:
             low = middle
-    return best
-
-
-def _words(chosen: Candidate, tried: Sequence[Candidate]) -> tuple[str, ...]:
-    """Why it was chosen: what it takes and loses, what it is better than, and what it does otherwise than HeatKV."""
-    how = "not verified"
-    if chosen.kl is not None:
-        how = f"forced KL {chosen.kl:.4g} nats per bit, {fraction_text(chosen.flips)} of bits flip"
-    takes = f"{bytes_text(chosen.peak_bytes)} at peak (est.), {fraction_text(chosen.lost)} of attention lost (est.)"
-    lines = [f"{chosen.name}: {takes}, {how}"]
-    rival = next((one for one in tried if one.name == "heatkv"), None)
-    if rival is None or rival is chosen:
-        return tuple(lines)
-    if chosen.kl is not None and rival.kl:
-        change = chosen.kl / rival.kl - 1
-        size = chosen.peak_bytes / rival.peak_bytes - 1
-        lines.append(f"against heatkv: KL {change:+.1%} at {size:+.1%} bytes, both forced on the same runs")
-    lines += _differences(chosen.schedule, rival.schedule)
-    return tuple(lines)
-
-
-def _differences(ours: PruningSchedule, theirs: PruningSchedule) -> list[str]:
-    """What is kept to the end of each source scale, ours and theirs, where they differ most."""
-    last = ours.num_steps - 1
-    kept, rival = ((one.drop_step[..., :-1] == last).sum(axis=(0, 1)) for one in (ours, theirs))
-    slots = ours.num_layers * ours.num_heads
-    lines = []
-    for source in np.argsort(-np.abs(kept - rival), kind="stable")[:3]:
-        if kept[source] != rival[source]:
-            height, width = ours.scales.sizes[source]
-            lines.append(
-                f"of source scale {source} ({height}×{width}) it keeps {kept[source]} of {slots} head-scales "
-                f"to the end, heatkv {rival[source]}"
-            )
-    return lines
+    return None if best is None else evidence.candidate(name, best)

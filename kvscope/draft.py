@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from heatkv.budget import budget_from_tokens, budget_tokens, codec_budget
-from heatkv.bundled import bundled_calibration, bundled_orders
+from heatkv.bundled import bundled_orders
 from heatkv.codecs import codec_named
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, HeatKVError, OptionError, UnknownNameError
@@ -63,10 +63,14 @@ class Ground:
     def shape(self) -> tuple[int, int, int]:
         return self.config.num_layers, self.config.num_heads, self.scales.num_scales
 
+    @property
+    def rows(self) -> int:
+        """Of the batch: 2 with guidance."""
+        return self.bytes_per_token // (2 * self.config.head_dim * self.dtype_bytes)
+
     def peak_bytes(self, schedule: PruningSchedule) -> int:
         """The most bytes that a schedule holds after any step."""
-        rows = self.bytes_per_token // (2 * self.config.head_dim * self.dtype_bytes)
-        return schedule.peak_bytes(self.config.head_dim, rows=rows, dtype_bytes=self.dtype_bytes)
+        return schedule.peak_bytes(self.config.head_dim, rows=self.rows, dtype_bytes=self.dtype_bytes)
 
     @property
     def last_step(self) -> int:
@@ -84,7 +88,7 @@ def ground_of(header: Header, mass: NDArray[np.floating] | None = None) -> Groun
     config = model_config(header.model)
     path = orders_path(header.job) or bundled_orders(config)
     orders = None if path is None else load_orders(path, config)
-    measured = measured_by(orders_path(header.job) or bundled_calibration(config), config, header.scales, mass)
+    measured = measured_by(orders_path(header.job), config, header.scales, mass)
     return Ground(config, header.scales, header.bytes_per_token, orders, header.dtype_bytes, measured)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from heatkv.spending import noise_of
+from heatkv.spending import noise_in
 from kvscope.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ class Estimate:
     """What the budget allows; None: there is no budget."""
     lost_mass: NDArray[np.float64]
     """[query_scale, layer, head]: share of a head's attention that is lost; NaN: unknown. Recorded scales only."""
+    coarse_mass: NDArray[np.float64]
+    """[query_scale, layer, head]: of `lost_mass`, what coarser codecs lose."""
     unknown_cells: int
     """Head-scales at a query scale which the new schedule reads, and the recorded run did not."""
     weights: NDArray[np.float64]
@@ -93,6 +95,16 @@ class Estimate:
         return float(_mean(self._weighted, (0, 1, 2)) * len(self.weights))
 
     @property
+    def coarse_share(self) -> float:
+        """How much of `lost` is what coarser codecs lose, as a fraction; 0: nothing is lost."""
+        known = np.isfinite(self.lost_mass) & np.isfinite(self.coarse_mass)
+        lost, coarse = (
+            float((np.where(known, mass, 0.0) * self.weights[:, None, None]).sum())
+            for mass in (self.lost_mass, self.coarse_mass)
+        )
+        return coarse / lost if lost > 0 else 0.0
+
+    @property
     def known_fraction(self) -> float:
         """How many of the cells of `lost_mass` are known."""
         return float(np.isfinite(self.lost_mass).mean()) if self.lost_mass.size else 0.0
@@ -114,12 +126,14 @@ def estimate(recorded: Recorded, schedule: PruningSchedule, *, limit_tokens: int
     reads = schedule.read_tokens()[:done] > 0
     was_read = np.asarray(recorded.read_tokens[:done]) > 0
     queries = np.array(schedule.scales.tokens[:done], np.float64)
+    coarse = _coarse(mass, _coarser(recorded.schedule, schedule), reads & was_read)
     return Estimate(
         held_tokens=schedule.tokens_held(),
         held_bytes=recorded.header.bytes_held(schedule),
         bytes_per_token=recorded.header.bytes_per_token,
         limit_tokens=limit_tokens,
-        lost_mass=_lost(mass, _coarser(recorded.schedule, schedule), reads=reads, was_read=was_read),
+        lost_mass=_lost(mass, reads=reads, was_read=was_read) + coarse,
+        coarse_mass=coarse,
         unknown_cells=int((reads & ~was_read).sum()),
         weights=queries / queries.sum() if done else queries,
     )
@@ -139,38 +153,26 @@ def chosen_words(schedule: PruningSchedule) -> str:
     )
 
 
-def _coarser(base: PruningSchedule, schedule: PruningSchedule) -> NDArray[np.float64] | None:
-    """Share of its attention that each stored head-scale loses in its codec, beside the recorded one; None: nothing."""
-    if schedule.codec is None:
-        return None
-    now, before = (_noise(each) for each in (schedule, base))
-    share = np.maximum(now - before, 0)
+def _coarser(base: PruningSchedule, schedule: PruningSchedule) -> NDArray[np.float64]:
+    """Share of its attention that each stored head-scale loses in its codec, beside the recorded one."""
+    share = np.maximum(noise_in(schedule) - noise_in(base), 0)
     share[..., -1] = 0
-    return share if share.any() else None
+    return share
 
 
-def _noise(schedule: PruningSchedule) -> NDArray[np.float64]:
-    """[layer, head, source_scale]."""
-    if schedule.codec is None:
-        return np.zeros(schedule.drop_step.shape)
-    return noise_of(schedule.codecs)[schedule.codec]
-
-
-def _lost(
-    mass: NDArray[np.float64],
-    coarser: NDArray[np.float64] | None,
-    *,
-    reads: NDArray[np.bool_],
-    was_read: NDArray[np.bool_],
+def _coarse(
+    mass: NDArray[np.float64], coarser: NDArray[np.float64], still_read: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """[query_scale, layer, head]: mass on what is read no more, and a share of what is read in a coarser codec; NaN
-    where something new is, or nothing was measured."""
+    """[query_scale, layer, head]: the share of its mass that what is read from the cache loses in a coarser codec."""
+    query_scales = np.arange(len(mass))[:, None, None, None]
+    stored = still_read & (np.arange(mass.shape[-1]) < query_scales) & (coarser > 0)
+    return np.asarray(np.where(stored, mass * coarser, 0.0).sum(axis=-1))
+
+
+def _lost(mass: NDArray[np.float64], *, reads: NDArray[np.bool_], was_read: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """[query_scale, layer, head]: mass on what is read no more; NaN where something new is, or nothing was measured."""
     gone = was_read & ~reads
     lost = np.where(gone, mass, 0.0).sum(axis=-1)  # NaN of what was not measured carries over
-    if coarser is not None:
-        query_scales = np.arange(len(mass))[:, None, None, None]
-        stored = reads & was_read & (np.arange(mass.shape[-1]) < query_scales)
-        lost += np.where(stored, mass * coarser, 0.0).sum(axis=-1)
     lost[(reads & ~was_read).any(axis=-1)] = np.nan
     lost[np.isnan(np.where(was_read, mass, np.nan)).all(axis=-1)] = np.nan
     return np.asarray(lost)

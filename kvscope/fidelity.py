@@ -41,6 +41,10 @@ ROUNDING = 3e-4
 """Losses below this share of attention say nothing: rounding, which changes with how heads are grouped, moves the bits
 as much."""
 
+COARSE = 0.1
+"""Share of a loss that may be coarser codecs' noise: a fidelity is learnt from what dropping does, and where noise was
+more than this, it predicted far too little (docs/tuning.md)."""
+
 _EXPECTED = "expected a file made by `kvscope fidelity`"
 
 
@@ -121,11 +125,12 @@ class Fidelity:
         lost = [trial.lost for trial in useful]
         return cls(model, sizes, lines, min(lost), max(lost), tuple(trials))
 
-    def predict(self, measure: str, lost: float) -> Band | None:
-        """The error that goes with a loss; None where nothing was learnt: past all trials, or for an unknown loss."""
+    def predict(self, measure: str, lost: float, *, coarse_share: float = 0.0) -> Band | None:
+        """The error that goes with a loss; None where nothing was learnt: past all trials, for an unknown loss, or for
+        one of which more than COARSE is coarser codecs' noise."""
         if lost == 0:
             return Band(0.0, 0.0, 0.0)
-        if not self.least <= lost <= self.most:
+        if coarse_share > COARSE or not self.least <= lost <= self.most:
             return None
         return self.lines[measure].band(lost)
 

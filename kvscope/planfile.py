@@ -20,12 +20,12 @@ import numpy as np
 from heatkv.files import read_json, write_new
 from heatkv.schedule import PruningSchedule
 from kvscope.errors import UsageError
+from kvscope.fidelity import COARSE, Fidelity
 from kvscope.job import Job
 
 if TYPE_CHECKING:
     from kvscope.draft import Draft
     from kvscope.estimate import Estimate
-    from kvscope.fidelity import Fidelity
     from kvscope.trace import Trace
 
 FORMAT, VERSION = "kvscope.plan", 1
@@ -50,6 +50,13 @@ class Totals:
     kl: tuple[float, float, float] | None
     """Forced KL in nats per bit: low, middle and high of what is predicted."""
     flips: tuple[float, float, float] | None
+    coarse_share: float = 0.0
+    """Of what is lost, what coarser codecs lose; more than COARSE of it, and no error is predicted."""
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether too much of the loss is codecs' noise for an error to be predicted."""
+        return self.coarse_share > COARSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +221,9 @@ def plan_file(
 
 
 def _num_changed(now: PruningSchedule, before: PruningSchedule) -> int:
-    """Head-scales that leave at another step, or are stored in another codec."""
-    return int(np.count_nonzero((now.drop_step != before.drop_step) | (now.stored_in() != before.stored_in())))
+    """Head-scales that leave at another step, or are stored in another codec; the last scale is never stored."""
+    changed = (now.drop_step != before.drop_step) | (now.stored_in() != before.stored_in())
+    return int(np.count_nonzero(changed[..., :-1]))
 
 
 def totals(schedule: PruningSchedule, estimated: Estimate, fidelity: Fidelity | None) -> Totals:
@@ -233,8 +241,9 @@ def totals(schedule: PruningSchedule, estimated: Estimate, fidelity: Fidelity | 
         peak_query_scale=estimated.peak_step // schedule.num_layers,
         peak_layer=estimated.peak_step % schedule.num_layers,
         lost=lost,
-        kl=_predicted(fidelity, schedule, "kl", lost),
-        flips=_predicted(fidelity, schedule, "flips", lost),
+        kl=_predicted(fidelity, schedule, "kl", lost, estimated.coarse_share),
+        flips=_predicted(fidelity, schedule, "flips", lost, estimated.coarse_share),
+        coarse_share=estimated.coarse_share,
     )
 
 
@@ -251,11 +260,11 @@ def file_sha256(path: Path) -> str:
 
 
 def _predicted(
-    fidelity: Fidelity | None, schedule: PruningSchedule, measure: str, lost: float | None
+    fidelity: Fidelity | None, schedule: PruningSchedule, measure: str, lost: float | None, coarse_share: float
 ) -> tuple[float, float, float] | None:
     if fidelity is None or lost is None or not fidelity.fits(schedule.model, schedule.scales.sizes):
         return None
-    band = fidelity.predict(measure, lost)
+    band = fidelity.predict(measure, lost, coarse_share=coarse_share)
     return None if band is None else (band.low, band.middle, band.high)
 
 

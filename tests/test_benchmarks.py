@@ -21,6 +21,7 @@ from tests.benchmarks import (
     bench_bytes,
     bench_capture,
     bench_codecs,
+    bench_estimates,
     bench_generation,
     bench_planner,
     bench_policies,
@@ -224,7 +225,8 @@ class TestEveryBenchmark:
             ),
             lambda: bench_recorder.run(quick=True, model=TINY, resolution=None, side=8),
             lambda: bench_trace.run(quick=True, large=Shape(4, 4, 9, "float32"), small=Shape(3, 3, 5, "uint8")),
-            lambda: bench_tuning.run(quick=True, cases=((0.1, 1.0),)),
+            lambda: bench_tuning.run(quick=True, cases=(bench_tuning.Case(0.1),)),
+            lambda: bench_estimates.run(quick=True),
         ],
         ids=[
             "planner",
@@ -239,6 +241,7 @@ class TestEveryBenchmark:
             "recorder",
             "trace",
             "tuning",
+            "estimates",
         ],
     )
     def test_gives_a_table_and_strict_json(self, run: Callable[[], Result]) -> None:

@@ -23,7 +23,7 @@ from heatkv.policies import check_parameter, parameters
 from heatkv.policies.full import keep_everything
 from heatkv.policies.pinned import FREE, check_pins, no_pins
 from heatkv.schedule import PruningSchedule
-from heatkv.spending import NOISE, Costs, Spent, bytes_of, noise_of, spend
+from heatkv.spending import NOISE, Costs, Spent, bytes_of, loss_of, noise_in, noise_of, spend
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -102,6 +102,11 @@ class KnapsackPolicy:
         limit = budget_tokens(feasible, config, scales) * int(bytes_of((MODEL,), config.head_dim, dtype_bytes=2)[0])
         schedule = self._within(limit, config, scales, sinks, pins, budget)
         return schedule if self.codecs == MODEL else self._allocated(schedule, limit, config, scales, sinks, pins)
+
+    def loss_of(self, schedule: PruningSchedule, config: ModelConfig) -> float:
+        """What any planned schedule loses by this policy's score, codecs by NOISE: summed over layers, a weighted mean
+        over query scales. Raises OrdersError for scores of another shape."""
+        return loss_of(self._paid(config, schedule.scales), schedule.drop_step, noise_in(schedule))
 
     def _allocated(
         self,

@@ -203,6 +203,9 @@ def plan_text(plan: PlanFile) -> str:
     lines.append(f"{plan.changed_head_scales:,} head-scales change")
     if plan.unknown_cells:
         lines.append(f"estimate only: the parent never attended to {plan.unknown_cells:,} of what is now read")
+    if plan.after.is_coarse:
+        share = fraction_text(plan.after.coarse_share)
+        lines.append(f"no error is predicted: {share} of the loss is what coarser codecs lose; replay it, forced")
     return "\n".join([*lines, *(f"  {printable(edit)}" for edit in plan.edits)])
 
 

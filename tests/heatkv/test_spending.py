@@ -151,3 +151,12 @@ def test_a_mixed_plan_survives_being_written() -> None:
 def test_codecs_that_make_no_sense_are_refused(codecs: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         make_policy(f"knapsack:codecs={codecs}", {"measurements": Measurements(output_error=errors())})
+
+
+@pytest.mark.parametrize("codecs", ["model", "k4v2", "int8+int4"])
+def test_a_policy_tells_what_any_plan_loses_by_its_score(codecs: str) -> None:
+    policy = KnapsackPolicy(Measurements(output_error=errors()), codecs=codecs)
+    own, other = (policy.plan(CONFIG, SCALES, budget=budget) for budget in (0.1, 0.3))
+
+    assert policy.loss_of(own, CONFIG) == pytest.approx(own.provenance["loss"], rel=1e-5)
+    assert policy.loss_of(other, CONFIG) < policy.loss_of(own, CONFIG)

@@ -143,3 +143,22 @@ def test_a_recorded_trace_is_estimated_as_it_is(tiny_full: Path) -> None:
 @pytest.fixture(scope="module")
 def tiny_full() -> Path:
     return Path(__file__).parents[2] / "traces" / "infinity-tiny-full.h5"
+
+
+def test_what_codecs_lose_is_told_apart_from_what_dropping_loses() -> None:
+    dropped, coarse = dropping((2, 1, 3, 4)), full().in_codec("int4")
+    both = dropped.in_codec("int4")
+
+    assert estimate(Run(full()), dropped).coarse_share == 0
+    assert estimate(Run(full()), full()).coarse_share == 0
+    assert estimate(Run(full()), coarse).coarse_share == pytest.approx(1)
+    found = estimate(Run(full()), both)
+    assert 0 < found.coarse_share < 1
+    assert found.lost == pytest.approx(estimate(Run(full()), dropped).lost / (1 - found.coarse_share))
+
+
+def test_from_a_run_in_the_same_codec_nothing_is_lost_to_it() -> None:
+    coarse = full().in_codec("int4")
+
+    assert estimate(Run(coarse), coarse).lost == 0
+    assert estimate(Run(coarse), coarse).coarse_share == 0

@@ -10,7 +10,7 @@ import pytest
 
 from heatkv.errors import OutputError
 from kvscope.errors import UsageError
-from kvscope.fidelity import BAND, ROUNDING, Fidelity, Trial, rank_correlation
+from kvscope.fidelity import BAND, COARSE, ROUNDING, Fidelity, Trial, rank_correlation
 from kvscope.scatter import scatter_svg
 
 SIZES = ((1, 1), (2, 2))
@@ -54,6 +54,13 @@ def test_eight_of_ten_fall_within_the_band() -> None:
 @pytest.mark.parametrize("lost", [1e-9, 0.9, math.nan])
 def test_past_what_was_tried_nothing_is_predicted(lost: float) -> None:
     assert Fidelity.learnt("m", SIZES, trials()).predict("kl", lost) is None
+
+
+def test_of_a_loss_that_is_mostly_codecs_noise_nothing_is_predicted() -> None:
+    learnt = Fidelity.learnt("m", SIZES, trials())
+
+    assert learnt.predict("kl", 0.01, coarse_share=COARSE) == learnt.predict("kl", 0.01)
+    assert learnt.predict("kl", 0.01, coarse_share=COARSE + 0.01) is None
 
 
 def test_nothing_lost_is_nothing_wrong() -> None:

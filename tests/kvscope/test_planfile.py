@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kvscope.commands.plan import plan_text
 from kvscope.draft import Draft, edited, ground_of
 from kvscope.edits import parse_edit
 from kvscope.errors import UsageError
@@ -25,7 +26,7 @@ def parent(tmp_path: Path) -> Path:
 
 def plan(parent: Path, *lines: str, orders: Path | None = None, fidelity: Fidelity | None = None) -> PlanFile:
     with Trace.open(parent) as trace:
-        draft = Draft.of(trace.schedule, ground_of(trace.header))
+        draft = Draft.of(trace.schedule, ground_of(trace.header, trace.attention_mass))
         for line in lines:
             edit = parse_edit(line)
             assert edit is not None
@@ -51,6 +52,36 @@ def test_a_file_comes_back_as_it_was(parent: Path, tmp_path: Path) -> None:
     made = plan(parent, "policy heatkv", "budget 20%")
 
     assert PlanFile.load(made.save(tmp_path / "plan.json")) == made
+
+
+def test_of_a_loss_that_is_mostly_codecs_noise_no_error_is_predicted(parent: Path) -> None:
+    fidelity = Fidelity.load(TRACES / "infinity-tiny-fidelity.json")
+
+    dropping = plan(parent, "policy heatkv", "budget 20%", fidelity=fidelity).after
+    coarse = plan(parent, "codec k4v2 l*", fidelity=fidelity)
+
+    assert dropping.kl is not None
+    assert not dropping.is_coarse
+    assert coarse.after.is_coarse
+    assert coarse.after.kl is None
+    assert "no error is predicted: 100 % of the loss is what coarser codecs lose" in plan_text(coarse)
+
+
+def test_a_head_scale_counts_as_changed_by_its_codec_but_not_the_last_scale(parent: Path) -> None:
+    made = plan(parent, "policy knapsack:codecs=int8+int4", "budget 10%", "sinks 0")
+
+    assert made.changed_head_scales == int((made.schedule.stored_in()[..., :-1] != "model").sum())
+
+
+def test_a_plan_file_from_before_codecs_were_told_apart_is_read(parent: Path, tmp_path: Path) -> None:
+    made = plan(parent, "policy heatkv", "budget 20%")
+    record = made.to_json()
+    for totals in ("before", "after"):
+        del record[totals]["coarse_share"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(record))
+
+    assert PlanFile.load(path) == made
 
 
 def test_a_fresh_plan_is_not_stale(parent: Path) -> None:

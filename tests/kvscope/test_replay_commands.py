@@ -296,12 +296,43 @@ class TestTune:
         assert chosen["kl"] == min(one["kl"] for one in verified)
         assert PruningSchedule.load(out).content_hash == chosen["schedule_sha256"]
 
+    def test_what_is_stored_coarser_runs_and_takes_the_bytes_that_were_planned(
+        self, parent: Path, tmp_path: Path, told: Told
+    ) -> None:
+        schedule, plan, ran = tmp_path / "tuned.json", tmp_path / "plan.json", tmp_path / "ran.h5"
+        options = ("--calibration", TRACES / "infinity-tiny-scas.h5", "--codecs", "k4v2", "--verify", "2")
+
+        found = told(
+            "tune", parent, "--target-bytes", "60KiB", *options, "--threads", "1", "-o", schedule, "--save-plan", plan
+        )
+        applied = told("apply", plan, "-o", tmp_path / "applied.h5", "--threads", "1")
+        told("run", "--schedule", schedule, "-o", ran, "--threads", "1")
+
+        chosen = found["chosen"]
+        assert chosen["codecs"] == ["model", "k4v2"]
+        assert (
+            sum(part["bytes"] for name, part in chosen["at_peak"].items() if name != "dropped") == chosen["peak_bytes"]
+        )
+        assert applied["schedule_sha256"] == chosen["schedule_sha256"]
+        assert applied["as_planned"]
+        assert applied["steps_as_estimated"] == applied["steps_compared"]
+        assert applied["accounted_peak_bytes"] == chosen["peak_bytes"] <= 60 * 1024
+        with Trace.open(ran) as trace:
+            assert trace.steps["accounted_bytes"].max() == chosen["peak_bytes"]
+
+    def test_without_codecs_everything_is_in_the_models_dtype(self, parent: Path, told: Told) -> None:
+        found = told("tune", parent, "--target-bytes", "117KiB", "--codecs", "none", "--verify", "0")
+
+        assert {tuple(one["codecs"]) for one in found["tried"]} == {()}
+        assert any(one["codecs"] for one in told("tune", parent, "--max-loss", "0.1", "--verify", "0")["tried"])
+
     def test_for_a_loss_the_fewest_bytes_are_chosen_without_a_model(self, parent: Path, told: Told) -> None:
         found = told("tune", parent, "--max-loss", "0.02", "--verify", "0")
 
         assert found["chosen"]["kl"] is None
         assert found["chosen"]["lost"] <= 0.02
-        assert found["chosen"]["peak_bytes"] == min(one["peak_bytes"] for one in found["tried"])
+        known = [one for one in found["tried"] if one["lost"] is not None]
+        assert found["chosen"]["peak_bytes"] == min(one["peak_bytes"] for one in known)
 
     def test_the_table_says_what_was_not_verified(self, parent: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert cli.main(["tune", str(parent), "--max-loss", "0.1", "--verify", "0"]) == 0
@@ -315,6 +346,7 @@ class TestTune:
         [
             (["PARENT", "--target-bytes", "lots"], "--target-bytes 'lots' is no amount of bytes"),
             (["PARENT", "--max-loss", "2"], "a share of attention from 0 to 1"),
+            (["PARENT", "--max-loss", "0.1", "--codecs", "int5"], "unknown KV codec 'int5'; known, nearest first"),
             (["PRUNED", "--target-bytes", "1MiB"], "learning needs runs of policy full"),
         ],
     )

@@ -221,7 +221,8 @@ def _lost_line(edit: EditState, width: int, ink: Ink) -> Strip:
 def _error_line(edit: EditState, width: int, ink: Ink) -> Strip:
     after, before = edit.after, edit.before
     kl = band_text(after.kl)
-    value = f"est. KL {kl} nats a bit, forced" if after.kl is not None else "no prediction: past all that was tried"
+    why_not = "what coarser codecs lose was not tried" if after.is_coarse else "past all that was tried"
+    value = f"est. KL {kl} nats a bit, forced" if after.kl is not None else f"no prediction: {why_not}"
     flips = f"bits that flip est. {share_band_text(after.flips)}"
     was = f"{flips}; recorded plan: KL est. {band_text(before.kl)}"
     return field("error", (value, ink.muted), _that_fits((was, flips), width - len(value) - 13), width, ink)

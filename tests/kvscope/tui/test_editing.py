@@ -294,6 +294,17 @@ def test_predictions_have_a_band_where_a_fidelity_fits(snapshot: Snapshot, tmp_p
     assert "bits that flip est." in text
 
 
+def test_what_codecs_lose_is_no_prediction_and_says_so(snapshot: Snapshot, tmp_path: Path, trace: Path) -> None:
+    fidelity(snapshot.header.model, snapshot.schedule.scales.sizes).save(tmp_path / "infinity-2b-fidelity.json")
+    whole = full(snapshot)
+
+    editor = Editor.begin(whole, EditOptions(trace, script=("codec int2 l*",)))
+
+    text = text_of(plan_head, view_of(whole, editor))
+    assert "no prediction: what coarser codecs lose was not tried" in text
+    assert "est. KL" not in text
+
+
 def test_a_run_that_was_pruned_has_no_predictions(snapshot: Snapshot, tmp_path: Path, trace: Path) -> None:
     fidelity(snapshot.header.model, snapshot.schedule.scales.sizes).save(tmp_path / "infinity-2b-fidelity.json")
 
