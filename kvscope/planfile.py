@@ -110,7 +110,7 @@ class PlanFile:
             raise UsageError(f"{path}: not a plan of version {VERSION}; expected {_EXPECTED}")
         try:
             plan = cls(
-                **{name: _tupled(record[name]) for name in _FACTS},
+                **{name: _typed(name, record[name]) for name in _FACTS},
                 before=_totals(record["before"]),
                 after=_totals(record["after"]),
                 job=Job.from_json(record["job"]),
@@ -181,6 +181,11 @@ _FACTS = (
     "bytes_per_token", "edits", "changed_head_scales", "unknown_cells",
 )  # fmt: skip
 """Fields that are JSON as they are."""
+_TEXTS = (
+    "parent", "parent_run_id", "parent_sha256", "orders", "orders_sha256", "model", "edits",
+    "schedule_sha256", "policy",
+)  # fmt: skip
+"""Fields, of the plan or its totals, that hold text; all others hold numbers."""
 
 
 def plan_file(
@@ -269,8 +274,13 @@ def _predicted(
 
 
 def _totals(record: Mapping[str, Any]) -> Totals:  # Any: JSON values
-    return Totals(**{name: _tupled(value) for name, value in record.items()})
+    return Totals(**{name: _typed(name, value) for name, value in record.items()})
 
 
-def _tupled(value: Any) -> Any:  # Any: JSON values
-    return tuple(value) if isinstance(value, list) else value
+def _typed(name: str, value: Any) -> Any:  # Any: JSON values
+    """A text, a number, None or a tuple of them. Raises TypeError for another kind than the field of this name has."""
+    kind = str if name in _TEXTS else int | float
+    values = tuple(value) if isinstance(value, list) else (value,)
+    if any(one is not None and (isinstance(one, bool) or not isinstance(one, kind)) for one in values):
+        raise TypeError(f"{name} is {value!r:.60}")
+    return values if isinstance(value, list) else value

@@ -84,6 +84,22 @@ def test_a_plan_file_from_before_codecs_were_told_apart_is_read(parent: Path, tm
     assert PlanFile.load(path) == made
 
 
+@pytest.mark.parametrize(
+    ("where", "name", "value"),
+    [("after", "coarse_share", "much"), ("after", "lost", [True]), ("before", "policy", 3), (None, "shape", ["6"])],
+)
+def test_a_field_of_another_kind_is_damage_and_is_named(
+    parent: Path, tmp_path: Path, where: str | None, name: str, value: object
+) -> None:
+    record = plan(parent, "policy heatkv", "budget 20%").to_json()
+    (record if where is None else record[where])[name] = value
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(record))
+
+    with pytest.raises(UsageError, match=f"plan.json: damaged \\({name} is "):
+        PlanFile.load(path)
+
+
 def test_a_fresh_plan_is_not_stale(parent: Path) -> None:
     plan(parent, "drop l0 h0 s4").check()
 
