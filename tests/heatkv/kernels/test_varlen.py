@@ -60,7 +60,7 @@ def test_results_are_those_of_the_plain_twin(
     results = ragged_attention_varlen(**case.arguments, attention=plain_sequences)
 
     for have, want, tolerance in zip(
-        results, ragged_attention_plain(**case.arguments), (1e-5, 1e-5, 1e-6), strict=True
+        results, ragged_attention_plain(**case.arguments), (1e-5, 1e-5, 5e-6), strict=True
     ):
         if want is None:
             assert have is None
