@@ -183,11 +183,11 @@ class TestEveryPathOnTheCpu:
 
         assert attended.map is not None
         assert attended.mass is not None
-        torch.testing.assert_close(attended.map.nansum(-1), torch.ones(4), rtol=0, atol=1e-6)
+        torch.testing.assert_close(attended.map.nansum(-1), torch.ones(4), rtol=0, atol=5e-6)
         begin = 0
         for scale, tokens in enumerate((*SIZES, 8)):
             received = attended.map[:, begin : begin + tokens].sum(-1)
-            torch.testing.assert_close(received, attended.mass[:, scale], rtol=0, atol=1e-6, equal_nan=True)
+            torch.testing.assert_close(received, attended.mass[:, scale], rtol=0, atol=5e-6, equal_nan=True)
             begin += tokens
 
     @given(kept=heads_keep)
@@ -200,7 +200,7 @@ class TestEveryPathOnTheCpu:
         for mass in (attended.mass, attended.mass_uncond):
             assert mass is not None
             assert torch.equal(mass.isnan(), torch.from_numpy(visible.read_tokens(NUM_SCALES) == 0))
-            torch.testing.assert_close(mass.nansum(-1), torch.ones(len(kept)), rtol=0, atol=1e-6)
+            torch.testing.assert_close(mass.nansum(-1), torch.ones(len(kept)), rtol=0, atol=5e-6)
 
     def test_without_unconditional_rows_nothing_is_said_of_them(self, path: Path) -> None:
         _, attended = _attend(visible_case([(0,), ()]), path, EVERYTHING, conditional_rows=2)
@@ -224,7 +224,7 @@ class TestEveryPathOnTheCpu:
         _, together = _attend(visible, path, EVERYTHING)
 
         # The map's second look includes the current scale, which is otherwise the rest to 1.
-        torch.testing.assert_close(alone.mass, together.mass, rtol=0, atol=1e-6, equal_nan=True)
+        torch.testing.assert_close(alone.mass, together.mass, rtol=0, atol=5e-6, equal_nan=True)
 
 
 class TestFastCapture:

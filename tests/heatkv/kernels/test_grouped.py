@@ -149,7 +149,7 @@ class TestExactCapture:
         assert mass is not None
         assert (mass.dtype, mass.shape) == (torch.float32, (capture_rows, len(kept), NUM_SCALES))
         torch.testing.assert_close(mass.double(), expected(q, visible).mass[:capture_rows], rtol=0, atol=MASS[dtype])
-        torch.testing.assert_close(mass.sum(-1), torch.ones(capture_rows, len(kept)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(mass.sum(-1), torch.ones(capture_rows, len(kept)), rtol=0, atol=5e-6)
 
     @DTYPES
     @pytest.mark.parametrize("current", [99, 100, 101, 600])
@@ -180,11 +180,11 @@ class TestExactCapture:
         assert len(key_masses) == len(kept)
         for head, of_keys in enumerate(key_masses):
             torch.testing.assert_close(of_keys.double(), right.key_masses[head], rtol=0, atol=5e-7)
-            torch.testing.assert_close(of_keys.sum(-1), torch.ones(2), rtol=0, atol=1e-6)
+            torch.testing.assert_close(of_keys.sum(-1), torch.ones(2), rtol=0, atol=5e-6)
             begin = 0
             for source, tokens in (*visible.sources[head], (visible.query_scale, visible.keys.shape[2])):
                 received = of_keys[:, begin : begin + tokens].sum(-1)
-                torch.testing.assert_close(received, mass[:, head, source], rtol=0, atol=1e-6)
+                torch.testing.assert_close(received, mass[:, head, source], rtol=0, atol=5e-6)
                 begin += tokens
 
 
@@ -222,7 +222,7 @@ class TestFastCapture:
         assert mass is not None
         assert _error(out, right) <= ADDED_UP[dtype]
         torch.testing.assert_close(mass.double(), right.mass[:1], rtol=0, atol=MASS[dtype])
-        torch.testing.assert_close(mass.sum(-1), torch.ones(1, len(SOME)), rtol=0, atol=1e-6)
+        torch.testing.assert_close(mass.sum(-1), torch.ones(1, len(SOME)), rtol=0, atol=5e-6)
 
     @DTYPES
     def test_rows_that_are_not_measured_stay_bit_for_bit(self, dtype: torch.dtype, merging: None) -> None:

@@ -66,7 +66,7 @@ class TestKeyMass:
 
         part = key_mass(q, keys[:, :, begin:end], lse)
 
-        torch.testing.assert_close(part, key_mass(q, keys, lse)[:, :, begin:end], rtol=0, atol=1e-6)
+        torch.testing.assert_close(part, key_mass(q, keys, lse)[:, :, begin:end], rtol=0, atol=5e-6)
 
     @pytest.mark.parametrize("tile_bytes", [1, 4 * 16 * 40, 2 * 4 * 16 * 40])
     @pytest.mark.parametrize("dtype", TOLERANCES)

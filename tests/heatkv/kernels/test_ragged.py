@@ -39,7 +39,7 @@ def assert_equals_twin(interpreted: Attention, arguments: dict[str, Tensor | int
     # Float32, with sums in two orders.
     torch.testing.assert_close(have_out, want_out, rtol=0, atol=1e-5)
     torch.testing.assert_close(have_lse, want_lse, rtol=0, atol=1e-5)
-    torch.testing.assert_close(have_mass, want_mass, rtol=0, atol=1e-6)
+    torch.testing.assert_close(have_mass, want_mass, rtol=0, atol=5e-6)
 
 
 @settings(max_examples=15)
@@ -105,7 +105,7 @@ def test_float16_is_rounded_about_as_often_as_dense_attention_rounds(cases: Modu
     # Weights are rounded to float16 before they meet the values, and the output once more.
     torch.testing.assert_close(out.double(), want_out, rtol=0, atol=2e-3)
     # Mass adds the weights as they were before the rounding.
-    torch.testing.assert_close(mass.double(), want_mass, rtol=0, atol=1e-6)
+    torch.testing.assert_close(mass.double(), want_mass, rtol=0, atol=5e-6)
 
 
 def test_decoded_tokens_are_read_as_a_pool_of_their_own(cases: ModuleType, interpreted: Attention) -> None:
