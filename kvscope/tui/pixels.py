@@ -157,7 +157,7 @@ def levels_of(
 ) -> NDArray[np.uint8]:
     """The level of every value between low and high, as palette.level gives it; NaN is not measured."""
     spans = np.asarray(high, dtype=np.float64) - low
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         shares = np.where(spans > 0, (values - low) / spans, 1.0)
     known = ~np.isnan(values)
     steps = np.rint(np.where(known, shares, 0.0) * (NUM_LEVELS - 1)).clip(0, NUM_LEVELS - 1)
