@@ -152,7 +152,7 @@ def run_command(args: argparse.Namespace) -> int:
 
 def open_command(args: argparse.Namespace) -> int:
     """Open a trace, or a league, finished or still growing, on the screen."""
-    from kvscope.league.file import is_league
+    from kvscope.opening import is_league
     from kvscope.tui.app import run_app
 
     if is_league(args.trace):

@@ -16,11 +16,11 @@ import numpy as np
 
 from heatkv.codecs import MODEL
 from kvscope import units
-from kvscope.tui.lanes import stored_codec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from heatkv.schedule import PruningSchedule
     from kvscope.tui.cursor import Cursor
     from kvscope.tui.feed import Snapshot
 
@@ -165,6 +165,13 @@ def why(snapshot: Snapshot, cursor: Cursor) -> str:
     codec = stored_codec(snapshot.schedule, cursor.layer, cursor.head, cursor.source_scale)
     sentence = _why(snapshot, cursor)
     return sentence if codec == MODEL or "never kept" in sentence else f"{sentence}; stored in {codec}"
+
+
+def stored_codec(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
+    """The codec of a head-scale; the model's own for what is never stored."""
+    if schedule.codec is None or source_scale == schedule.scales.num_scales - 1:
+        return MODEL
+    return schedule.codecs[int(schedule.codec[layer, head, source_scale])]
 
 
 def _why(snapshot: Snapshot, cursor: Cursor) -> str:
