@@ -15,6 +15,7 @@ from typing import NoReturn, Protocol, cast
 from heatkv.errors import HeatKVError
 from kvscope.arguments import check_outputs
 from kvscope.errors import KVScopeError, RunStopped, UsageError
+from kvscope.loading import loading
 from kvscope.narration import Narration, drop_stdout, has_terminal, narrate
 from kvscope.stops import Stops, forget_interrupt
 
@@ -98,7 +99,8 @@ def _welcome() -> int:
         _parser([]).print_help(sys.stderr)
         return UsageError.exit_code
     # Deferred: --help must not load textual.
-    from kvscope.tui.app import run_app
+    with loading():
+        from kvscope.tui.app import run_app
 
     try:
         return run_app(None)

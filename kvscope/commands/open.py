@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kvscope import options
 from kvscope.errors import UsageError
+from kvscope.loading import loading
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,8 +22,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open a trace, or a league, finished or still growing, on the screen."""
     # Deferred: --help must load neither h5py nor textual.
-    from kvscope.opening import is_league
-    from kvscope.tui.app import run_app
+    with loading():
+        from kvscope.opening import is_league
+        from kvscope.tui.app import run_app
 
     if is_league(args.trace):
         return _open_league(args)
