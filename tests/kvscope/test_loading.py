@@ -1,17 +1,10 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
 
 import pytest
 
 from kvscope.loading import loading
-
-
-@pytest.fixture(autouse=True)
-def _thawed() -> Iterator[None]:
-    yield
-    gc.unfreeze()
 
 
 def test_collections_rest_meanwhile_and_leave_out_what_was_loaded() -> None:
