@@ -96,6 +96,7 @@ class Canvas(Widget):
         self.can_focus = bool(about)
         self._view: View | None = None
         self._lines: list[Strip] = []
+        self._ground = Style.null()
         self._drawn_size = Size()
         """What the lines were drawn for."""
         self._pressed: Cursor | None = None
@@ -163,11 +164,15 @@ class Canvas(Widget):
             return container.width
         return self._width(self._view, container.width, container.height)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        self._ground = self.rich_style  # once a frame: it is put together from all that the canvas lies in
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
         if self._drawn_size != self.size:  # the first frame of a size comes before its Resize
             self._lines, self._drawn_size = self._painted(), self.size
         # Strips of the Line API bring their own background; painters leave it to the stylesheet.
-        ground = self.rich_style
+        ground = self._ground
         return self._lines[y].apply_style(ground) if y < len(self._lines) else Strip.blank(self.size.width, ground)
 
     def _at(self, event: events.MouseEvent) -> Target | None:
