@@ -331,7 +331,7 @@ class Trace:
 
     def _read_schedule(self) -> PruningSchedule:
         record = json.loads(text_of(self._file.attrs, "schedule"))
-        schedule = PruningSchedule.from_json(record | {"drop_step": self._dataset("drop_step")[...].tolist()})
+        schedule = PruningSchedule.from_json(record | {"drop_step": self._dataset("drop_step")[...]})
         if schedule.scales.sizes != self.header.scales.sizes:
             raise ValueError("the schedule is for other scales than the header's")
         return schedule
