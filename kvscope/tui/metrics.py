@@ -234,10 +234,9 @@ def _place(cursor: Cursor) -> tuple[int, int, int, int]:
 
 def _cells(present: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """VALUE where present, else DROPPED; UNWRITTEN for source scales after the query scale."""
-    cells = np.where(present, Cell.VALUE, Cell.DROPPED).astype(np.uint8)
-    for query_scale in range(len(cells)):
-        cells[query_scale, :, :, query_scale + 1 :] = Cell.UNWRITTEN
-    return cells
+    later = np.arange(present.shape[3]) > np.arange(len(present))[:, None]
+    # A maximum of bytes takes a tenth of the time of a choice; of a Cell's numbers VALUE is 0, and UNWRITTEN the most.
+    return np.maximum(np.uint8(Cell.DROPPED) * ~present, np.uint8(Cell.UNWRITTEN) * later[:, None, None, :])
 
 
 def _kept(snapshot: Snapshot) -> Volume:
