@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from kvscope.cli import COMMANDS, EXIT_CODES
+from kvscope.cli import COMMANDS, EXIT_CODES, load_command
 
 _INTRODUCTION = """\
 # Command line
@@ -32,7 +32,7 @@ def _exit_codes() -> Iterator[str]:
 def _command(name: str) -> Iterator[str]:
     command = COMMANDS[name]
     parser = argparse.ArgumentParser(add_help=False)
-    command.add_options(parser)
+    load_command(name).add_options(parser)
     yield f"## kvscope {name}\n\n{command.help[0].upper()}{command.help[1:]}.\n\n```\n{command.example}\n```\n"
     # The only list of them that argparse keeps.
     verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]

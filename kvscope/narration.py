@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import sys
-from typing import TextIO
+from typing import Any, TextIO
 
 from kvscope.errors import OutputError
 from kvscope.units import printable
@@ -65,6 +66,17 @@ def print_data(text: str) -> None:
     except (OSError, AttributeError) as error:  # AttributeError: stdout is closed, and None
         drop_stdout()
         raise OutputError(f"stdout: cannot be written ({getattr(error, 'strerror', None) or 'closed'})") from None
+
+
+def print_json(record: dict[str, Any]) -> None:  # Any: a JSON object
+    """Write one JSON object to stdout, as print_data does."""
+    print_data(json.dumps(record, indent=2, allow_nan=False))
+
+
+def has_terminal() -> bool:
+    """Whether the viewer can be seen and steered here."""
+    # Textual reads keys from stdin and draws on stderr; with stdout away, numbers are what is wanted.
+    return sys.stdin.isatty() and sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def drop_stdout() -> None:

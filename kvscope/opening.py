@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from kvscope.maps import MAP_CELLS
 from kvscope.units import printable
 
 if TYPE_CHECKING:
-    from kvscope.header import Header
+    from kvscope.header import Attributes, Header
 
 DAMAGE = (OSError, LookupError, ValueError, RuntimeError, TypeError, AttributeError, ArithmeticError, MemoryError)
 """What h5py, and what makes sense of its answers, raise for damage."""
@@ -37,9 +37,10 @@ MOST_UNPACKED = 1 << 10
 MOST_CHUNK_BYTES = 1 << 24
 """The most that one chunk may unpack to: HDF5 unpacks it whole, whatever part of it is wanted."""
 MOST_ATTRIBUTE_BYTES = 1 << 20
+LEAGUE_FORMAT = "kvscope.league"
 _OTHER_FILES = {
     "kvscope.calibration": "a calibration, not a trace; `kvscope run --orders` and `plan --orders` read it",
-    "kvscope.league": "a league, not a trace; `kvscope league show` and `kvscope open` read it",
+    LEAGUE_FORMAT: "a league, not a trace; `kvscope league show` and `kvscope open` read it",
 }
 _UNWRITTEN_COMMITS = 64
 """More commits than a writer leaves unwritten."""
@@ -72,9 +73,19 @@ def open_remains(path: Path) -> h5py.File:
         raise TraceFormatError(f"{path}: not a trace that HDF5 can open ({first_line(error)})") from None
 
 
-def check_version(path: Path, file: h5py.File) -> None:
-    """Raises TraceFormatError or TraceVersionError unless the file is a trace that this version reads."""
-    attributes = header_attributes(file)
+def is_league(path: Path) -> bool:
+    """Whether a file says that it is a league; it is opened for no more than that."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for its writer for ever
+            return False
+        with h5py.File(path, "r") as file:
+            return optional_text(_plain_attributes(file, ["format"]), "format") == LEAGUE_FORMAT
+    except (OSError, ValueError):  # ValueError: no name that a file can have
+        return False
+
+
+def check_version(path: Path, attributes: Attributes) -> None:
+    """Raises TraceFormatError or TraceVersionError unless a header is that of a trace that this version reads."""
     found = optional_text(attributes, "format")
     if found != FORMAT:
         what = _OTHER_FILES.get(found or "", "an HDF5 file, but not a trace; expected one made by `kvscope run`")
@@ -98,8 +109,7 @@ def check_filter(path: Path, file: h5py.File) -> None:
 
 def header_attributes(file: h5py.File) -> dict[str, Any]:  # Any: bytes or an integer
     """The header keys among the attributes of the root, each one text or one integer; others are as good as absent."""
-    names = [key.name for key in HEADER if key.name in file.attrs]
-    return {name: file.attrs[name] for name in names if is_plain(file.attrs.get_id(name))}
+    return _plain_attributes(file, [key.name for key in HEADER])
 
 
 def axis_lengths(header: Header) -> dict[str, int]:
@@ -186,6 +196,11 @@ def first_line(error: BaseException) -> str:
     """What an error says, in one line."""
     text = str(error.args[0]) if error.args else type(error).__name__
     return text.partition("\n")[0]
+
+
+def _plain_attributes(file: h5py.File, names: Sequence[str]) -> dict[str, Any]:  # Any: bytes or an integer
+    attributes = file.attrs
+    return {name: attributes[name] for name in names if name in attributes and is_plain(attributes.get_id(name))}
 
 
 def _beginning_of(path: Path) -> tuple[bytes, bool]:

@@ -77,16 +77,6 @@ def threads_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
 
 
-def run_options(parser: argparse.ArgumentParser) -> None:
-    job_options(parser)
-    threads_option(parser)
-    made_options(parser)
-    add = parser.add_argument
-    add("--open", action="store_true", help="watch the run on the screen, from its first moment")
-    add("--keep", action="store_true", help="stay when the job has ended, and take others (kvscope control submit)")
-    keymap_option(parser)
-
-
 def job_options(parser: argparse.ArgumentParser) -> None:
     """What is run."""
     add = parser.add_argument
@@ -121,48 +111,8 @@ def made_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def plan_options(parser: argparse.ArgumentParser) -> None:
-    model_options(parser)
-    policy_options(parser)
-    output_options(parser)
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
-
-
-def calibrate_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--prompts",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="one prompt a line, or .jsonl with prompt or caption",
-    )
-    add("--samples", type=whole, metavar="N", help="use only the first N prompts")
-    add(
-        "--only",
-        choices=["mass"],
-        metavar="WHAT",
-        help="mass: measure attention mass alone, all that policy heatkv needs, in less time",
-    )
-    model_options(parser)
-    weights_options(parser)
-    threads_option(parser)
-    output_options(parser)
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help="the calibration (HDF5)")
-    add("--official", type=Path, metavar="DIR", help="also write the reference's files: scas_orders.json and the rest")
-
-
 def trace_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", type=Path, help="a trace file (.h5)")
-
-
-def open_options(parser: argparse.ArgumentParser) -> None:
-    trace_options(parser)
-    parser.add_argument("--with", dest="other", type=Path, metavar="B", help="the trace beside it, for screen compare")
-    place_options(parser)
-    look_options(parser)
-    keymap_option(parser)
-    edit_options(parser)
 
 
 def edit_options(parser: argparse.ArgumentParser) -> None:
@@ -224,20 +174,6 @@ def wanted_colours(args: argparse.Namespace) -> str | None:
     if args.colours not in COLOURS:
         raise UsageError(f"--colours {args.colours}; give one of {', '.join(COLOURS)}")
     return None if args.colours == COLOURS[0] else str(args.colours)
-
-
-def stats_options(parser: argparse.ArgumentParser) -> None:
-    trace_options(parser)
-    json_option(parser)
-
-
-def demo_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("-o", "--output", type=Path, metavar="FILE", help="the trace (default: a new name in this folder)")
-    add("--overwrite", action="store_true", help="replace an output file that exists")
-    add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
-    add("--json", action="store_true", help="print the summary as JSON; open no screen")
-    keymap_option(parser)
 
 
 def job_of(args: argparse.Namespace) -> Job:

@@ -56,9 +56,10 @@ class Remains:
     @classmethod
     def of(cls, path: Path, file: h5py.File, *, is_live: bool) -> Remains:
         """Raises TraceError, or what DAMAGE lists, if there is nothing to read."""
-        check_version(path, file)
+        attributes = header_attributes(file)
+        check_version(path, attributes)
         check_filter(path, file)
-        header = read_header(header_attributes(file))
+        header = read_header(attributes)
         commits = _commits(path, root_table(file, "commit", {}), is_live=is_live)
         done = int(commits["scales_done"][-1])
         if commits["scales_done"].max() > header.scales.num_scales:

@@ -59,9 +59,10 @@ class Trace:
         self._alive = True
         self._checked: set[str] = set()
         with self._reading():
-            check_version(path, file)
+            attributes = header_attributes(file)
+            check_version(path, attributes)
             check_filter(path, file)
-            self.header = read_header(header_attributes(file))
+            self.header = read_header(attributes)
             self._lengths = axis_lengths(self.header)
             self.plans = sole(self._read_schedule())
             """Every schedule that the run obeyed so far; more than one where it was revised under way."""
@@ -330,7 +331,7 @@ class Trace:
 
     def _read_schedule(self) -> PruningSchedule:
         record = json.loads(text_of(self._file.attrs, "schedule"))
-        schedule = PruningSchedule.from_json(record | {"drop_step": self._dataset("drop_step")[...].tolist()})
+        schedule = PruningSchedule.from_json(record | {"drop_step": self._dataset("drop_step")[...]})
         if schedule.scales.sizes != self.header.scales.sizes:
             raise ValueError("the schedule is for other scales than the header's")
         return schedule

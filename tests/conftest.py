@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,13 @@ _ROOT = Path(__file__).resolve().parent.parent
 settings.register_profile("suite", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", deadline=None, max_examples=1000, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _thawed() -> Iterator[None]:
+    """What the viewer's start froze is collected again: a process of tests does more than view."""
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

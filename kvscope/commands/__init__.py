@@ -1,1 +1,1 @@
-"""One module a command: `add_options` says what it takes, `run` does it. The table of all is in kvscope.cli."""
+"""A module for each command, of its name: `add_options` says what it takes, `run` does it. The table: kvscope.cli."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kvscope import options
 from kvscope.commands.control import TARGET_HELP, trace_of
+from kvscope.loading import loading
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Open a live run's trace, or wait on the screen until it is there."""
     # Deferred: --help must not load textual.
-    from kvscope.tui.app import run_app
+    with loading():
+        from kvscope.tui.app import run_app
 
     path, pid, is_there = trace_of(args.target)
     return run_app(

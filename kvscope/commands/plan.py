@@ -1,4 +1,4 @@
-"""The editing side of `kvscope plan`: a script of edits on a recorded run's schedule, or on a schedule file."""
+"""`kvscope plan`: a schedule for a budget; or a script of edits on a recorded run's schedule, or on a schedule file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvscope import options
 from kvscope.errors import UsageError
-from kvscope.narration import narrate, print_data
+from kvscope.narration import narrate, print_data, print_json
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    options.model_options(parser)
+    options.policy_options(parser)
+    options.output_options(parser)
     add = parser.add_argument
+    add("-o", "--output", type=Path, metavar="FILE", help="write the schedule here (JSON)")
     add(
         "--from", dest="start", type=Path, metavar="FILE", help="edit the schedule of this trace, or this schedule file"
     )
@@ -34,12 +39,34 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--save-plan", type=Path, metavar="FILE", help="write the change for review, and for `kvscope apply`")
 
 
-def is_edit(args: argparse.Namespace) -> bool:
-    """Whether the options ask for editing, not for planning anew."""
-    return args.start is not None or args.script is not None or bool(args.edit)
+def run(args: argparse.Namespace) -> int:
+    """Plan a schedule, or edit one; loads no model."""
+    is_edit = args.start is not None or args.script is not None or args.edit
+    return _edit(args) if is_edit else _plan(args)
 
 
-def check_outputs(args: argparse.Namespace) -> None:
+def _plan(args: argparse.Namespace) -> int:
+    # Deferred, here and below: --help must load neither numpy nor h5py.
+    from kvscope.plan import plan_job, summarize_plan
+    from kvscope.report import plan_text
+
+    job = options.job_of(args)
+    planned = plan_job(job)
+    summary = summarize_plan(planned, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
+    _check_outputs(args)
+    _save_official(args, planned.schedule)
+    if args.output is not None:
+        planned.schedule.save(args.output, overwrite=args.overwrite)
+    if args.json:
+        print_json(summary.to_json() | {"schedule": None if args.output is None else str(args.output)})
+    else:
+        print_data(plan_text(summary))
+    if args.output is not None:
+        narrate(f"schedule written to {args.output}")
+    return 0
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
     """Raises OutputError if a file that is asked for could not be written; nothing is written yet."""
     from heatkv.files import check_new
     from kvscope.official import check_official_schedule
@@ -51,7 +78,7 @@ def check_outputs(args: argparse.Namespace) -> None:
         check_official_schedule(args.official, overwrite=args.overwrite)
 
 
-def save_official(args: argparse.Namespace, schedule: PruningSchedule) -> None:
+def _save_official(args: argparse.Namespace, schedule: PruningSchedule) -> None:
     """Write --official, if it is asked for, and say how to plan from it. Raises ScheduleError if it cannot hold it."""
     if args.official is None:
         return
@@ -72,16 +99,15 @@ class _Start:
     trace: Trace | None
 
 
-def run(args: argparse.Namespace) -> int:
+def _edit(args: argparse.Namespace) -> int:
     """Edit a schedule; print what it comes to; write what was asked for."""
-    # Deferred: --help must not load numpy.
     from kvscope.journal import replayed
 
     if args.start is None:
         raise UsageError("--script and --edit change a schedule; say which one: --from TRACE, or --from SCHEDULE")
     if not args.script and not args.edit:
         raise UsageError("--from is read for edits only; give --script FILE or --edit LINE")
-    check_outputs(args)
+    _check_outputs(args)
     lines = [*_script(args.script), *args.edit]
     start = _start(args)
     try:
@@ -95,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
 def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
     draft = history.draft
     if draft.problem is None:
-        save_official(args, draft.schedule)
+        _save_official(args, draft.schedule)
     if args.output is not None and draft.problem is None:
         draft.schedule.save(args.output, overwrite=args.overwrite)
         narrate(f"schedule written to {args.output}")

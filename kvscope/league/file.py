@@ -25,12 +25,11 @@ from kvscope.header import optional_text
 from kvscope.league.entrants import Entrant
 from kvscope.league.settings import Settings
 from kvscope.league.table import NUMBERS, League, as_arrays, from_arrays
-from kvscope.opening import header_attributes
+from kvscope.opening import LEAGUE_FORMAT, header_attributes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT = "kvscope.league"
 VERSION = 1
 _ROWS, _KL, _ENTRANTS, _PROMPTS = "rows", "kl_by_scale", "entrants", "prompts"
 
@@ -50,17 +49,6 @@ def load(path: Path) -> League:
         raise TraceFormatError(
             f"{path}: cannot be read as a league ({reason}); expected a file made by `kvscope league run`"
         ) from None
-
-
-def is_league(path: Path) -> bool:
-    """Whether a file says that it is one."""
-    try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
-        with h5py.File(path, "r") as file:
-            return optional_text(header_attributes(file), "format") == FORMAT
-    except (OSError, ValueError):  # ValueError: no name that a file can have
-        return False
 
 
 def save(path: Path, league: League) -> None:
@@ -120,7 +108,7 @@ def locked(path: Path) -> Iterator[None]:
 def _write(file: h5py.File, league: League) -> None:
     rows, kl = as_arrays(league.rows, league.settings.scales.num_scales)
     # Of fixed length, so that what asks only for the format need not trust the file.
-    file.attrs.update({"format": np.bytes_(FORMAT), "format_version": VERSION})
+    file.attrs.update({"format": np.bytes_(LEAGUE_FORMAT), "format_version": VERSION})
     file.attrs["settings"] = json.dumps(league.settings.to_json())
     file.create_dataset(_ENTRANTS, data=_entrant_table(league.entrants))
     file.create_dataset(_PROMPTS, data=np.array([prompt.encode() for prompt in league.settings.prompts]))
@@ -146,7 +134,7 @@ def _entrant_table(entrants: tuple[Entrant, ...]) -> NDArray[np.void]:
 
 
 def _league(path: Path, file: h5py.File) -> League:
-    if optional_text(header_attributes(file), "format") != FORMAT:
+    if optional_text(header_attributes(file), "format") != LEAGUE_FORMAT:
         raise ValueError("no league")
     if file.attrs["format_version"] != VERSION:
         found = file.attrs["format_version"]

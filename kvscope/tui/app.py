@@ -19,7 +19,6 @@ from textual.filter import LineFilter
 from textual.screen import Screen
 
 from kvscope.errors import KVScopeError, NoTerminalError
-from kvscope.estimate import chosen_words
 from kvscope.recent import recent, remember
 from kvscope.tui import goto
 from kvscope.tui.actions import actions_of, bindings, keys_shown
@@ -55,6 +54,8 @@ if TYPE_CHECKING:
     from kvscope.tui.applying import Desk, PlanApplied, PlanReviewed
     from kvscope.tui.editing import EditingBegan, EditingRefused, EditOptions, Editor
 
+_FIRST_READ_S = 0.1
+"""How long the first frame waits for the trace; what is read later is drawn when it is there."""
 _READ_ONLY = "read-only: nothing can be edited; `kvscope open TRACE --edit` opens it for editing"
 
 
@@ -124,18 +125,27 @@ class KVScopeApp(App[None]):
         """All that is shown now."""
         return self._view
 
-    def on_mount(self) -> None:
+    def on_load(self) -> None:
+        # Before anything is styled: a theme that comes later parses and applies all styles once more.
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = self._first_theme.name
         self.theme_changed_signal.subscribe(self, lambda theme: self._show(replace(self._view, ink=self._ink(theme))))
-        self.set_keymap(self._view.keymap)
-        self.action_show(self._first_screen)
         path, other = self._first_paths
         if path is not None:
             self.open(path, launched=self._launched)
         if other is not None:
             self.open_other(other)
+
+    def on_mount(self) -> None:
+        self.set_keymap(self._view.keymap)
+        if self._feed is not None and self._launched is None:
+            # Most traces are read before this; then the first frame shows one, and need not be drawn twice.
+            first = self._feed.first(_FIRST_READ_S)
+            if first is not None:
+                self._newest = first
+                self._take(first)
+        self.call_later(self.action_show, self._first_screen)
 
     def on_unmount(self) -> None:
         self._remote.close()
@@ -182,10 +192,11 @@ class KVScopeApp(App[None]):
     # What feeds, the run and widgets tell.
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
+        self.call_after_refresh(message.feed.shown)
         if message.feed is self._other_feed:
             self._show(replace(self._view, other=message.snapshot, other_refused=None))
             self._read_back(message.snapshot)
-        elif message.feed is self._feed:
+        elif message.feed is self._feed and message.snapshot is not self._newest:
             self._newest = message.snapshot
             self._read_back(message.snapshot)
             if self._view.paused and self._view.snapshot is not None:
@@ -305,13 +316,13 @@ class KVScopeApp(App[None]):
         else:
             self.push_screen(name)
         self._view = replace(self._view, screen=name, row=self._rows.get(name, 0), hover=None)
+        self._draw()
         if name == "runs":
             self.action_list()
         else:
             self._listing.rest()
         if name == "plan" and self._view.review is not None and self._view.review.name:
             self._desk_of().check(self._view.review)
-        self.call_after_refresh(self._draw)
 
     def action_move(self, axis: Axis, by: int) -> None:
         """Move the cursor along one axis."""
@@ -662,6 +673,9 @@ class KVScopeApp(App[None]):
             cursor = self._place.of(first_cursor(snapshot), shape)
             view = replace(self._view, cursor=cursor, metric=self._place.metric or self._view.metric, said=())
             if snapshot.schedule.online:
+                # Deferred: only such a run's edits are refused, and no frame waits for what estimates need.
+                from kvscope.estimate import chosen_words
+
                 view = replace(view, edit_refused=chosen_words(snapshot.schedule))
             self._remote.follow(snapshot)
             self._begin_editing(snapshot)

@@ -32,6 +32,8 @@ _BACK_OFF = 1.5
 _MAY_CHANGE = ("live", "crashed")
 """A trace taken for crashed, where nothing but the age of its last commit tells, may turn out to live."""
 _JOIN_S = 0.8
+_SHOWN_S = 0.2
+"""How long the ledger waits for the first snapshot to be drawn."""
 
 Post = Callable[["Message"], object]
 Place = tuple[int, int, int]
@@ -133,7 +135,8 @@ class Feed:
         self.path = path
         self._opened = opened
         self._post, self._launched, self._fastest_s = post, launched, fastest_s
-        self._stopping = False
+        self._stopping = self._shown = self._settled = False
+        self._first: Snapshot | None = None
         self._wanted: Place | None = None
         self._changed = threading.Condition()
         # A daemon, so that a read stuck on a dead disk cannot keep the process alive.
@@ -141,6 +144,18 @@ class Feed:
 
     def start(self) -> None:
         self._thread.start()
+
+    def first(self, seconds: float) -> Snapshot | None:
+        """The first snapshot, as soon as it is taken; None: it is not after so many seconds, or never will be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._settled, seconds)
+            return self._first
+
+    def shown(self) -> None:
+        """Tell that a snapshot is drawn: what only later frames show may now be read."""
+        with self._changed:
+            self._shown = True
+            self._changed.notify()
 
     def want(self, place: Place) -> None:
         """Ask for the attention maps of a head at a query scale; of several that wait, the last is read."""
@@ -166,12 +181,12 @@ class Feed:
                 return
             trace = Trace.open(self.path)
         except KVScopeError as error:
-            self._tell(TraceRefused(self, error))
+            self._refuse(error)
             return
         try:
             self._follow(trace)
         except TraceError as error:
-            self._tell(TraceRefused(self, error))
+            self._refuse(error)
         finally:
             trace.close()
 
@@ -193,7 +208,10 @@ class Feed:
         """Post a first snapshot, then one whenever the trace has grown; slower while nothing happens."""
         # The first snapshot is quick: what it takes to add up the ledger would be felt before the first frame.
         snapshot = take_snapshot(self.path, trace, None, with_ledger=False)
+        self._settle(snapshot)
         self._tell(SnapshotTaken(self, snapshot))
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._shown, _SHOWN_S)
         self._opened(self.path)
         snapshot = replace(snapshot, ledger=_ledger(trace))
         self._tell(SnapshotTaken(self, snapshot))
@@ -237,6 +255,16 @@ class Feed:
     @property
     def _gone(self) -> str:
         return f"{self.path.name} is gone; what was read is shown"
+
+    def _refuse(self, error: KVScopeError) -> None:
+        self._settle(None)
+        self._tell(TraceRefused(self, error))
+
+    def _settle(self, first: Snapshot | None) -> None:
+        """Let go who waits for the first snapshot."""
+        with self._changed:
+            self._first, self._settled = first, True
+            self._changed.notify()
 
     def _tell(self, message: Message) -> None:
         if not self._stopping:

@@ -6,7 +6,6 @@ import difflib
 import itertools
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
@@ -56,6 +55,9 @@ def read_keymap(path: Path | None) -> Keymap:
 
 def parse_keymap(text: str, name: str) -> Keymap:
     """The keys that a keymap file's text gives. Raises UsageError, which begins with the file's `name`."""
+    # Deferred: few users have a keymap.
+    import tomllib
+
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

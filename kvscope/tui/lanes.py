@@ -16,6 +16,7 @@ from heatkv.codecs import MODEL
 from heatkv.policies.pinned import FREE
 from heatkv.steps import own_steps
 from kvscope.analysis import StepPlace
+from kvscope.tui.metrics import stored_codec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -142,13 +143,6 @@ def fate_words(schedule: PruningSchedule, layer: int, head: int, source_scale: i
     words = _leaving_words(schedule, layer, head, source_scale)
     codec = stored_codec(schedule, layer, head, source_scale)
     return words if codec == MODEL else f"{words}, stored in {codec}"
-
-
-def stored_codec(schedule: PruningSchedule, layer: int, head: int, source_scale: int) -> str:
-    """The codec of a head-scale; the model's own for what is never stored."""
-    if schedule.codec is None or source_scale == schedule.scales.num_scales - 1:
-        return MODEL
-    return schedule.codecs[int(schedule.codec[layer, head, source_scale])]
 
 
 CODEC_LETTERS = {"fp8": "f", "int8": "8", "int4": "4", "k4v2": "k", "int2": "2"}

@@ -132,7 +132,7 @@ async def _settled(app: KVScopeApp, pilot: Pilot[None], wait: _Wait) -> None:
 
 def _is_read(app: KVScopeApp, wait: _Wait) -> bool:
     view = app.view
-    if view.snapshot is None:
+    if view.snapshot is None or view.snapshot.ledger is None:
         return False
     if wait.for_edits and view.edit is None and view.edit_refused is None:
         return False

@@ -34,6 +34,8 @@ _KEPT = 2000
 _GIVE_UP_S = 60.0
 _ENVIRONMENT = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
 _OF_TEXTUAL = ("NO_COLOR", "SSH_CONNECTION", "SSH_TTY", "SSH_CLIENT", "TEXTUAL", "LC_ALL", "LC_CTYPE")
+_OF_PYTHON = ("PYTHONDONTWRITEBYTECODE",)
+"""With it our modules are compiled anew at each start, and those that pip installed, Textual and torch, are not."""
 _OVERVIEW, _WHOLE = (40, 34), (256, 64)
 """Columns and lines: room for 32 × 16 cells of two columns, and for 128 × 256 half blocks."""
 
@@ -44,7 +46,7 @@ class Terminal:
     def __init__(self, command: list[str], size: tuple[int, int], *, awaited: tuple[bytes, ...] = ()) -> None:
         ours, theirs = pty.openpty()
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_TEXTUAL)}
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(_OF_TEXTUAL + _OF_PYTHON)}
         streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
         self.drawn_bytes = 0
         self.seen = threading.Event()

@@ -43,7 +43,9 @@ def shown_commands() -> list[str]:
 
 @pytest.mark.parametrize("line", shown_commands())
 def test_every_command_shown_is_one_that_the_parser_takes(line: str) -> None:
-    _parser().parse_args(shlex.split(line)[1:])
+    arguments = shlex.split(line)[1:]
+
+    _parser(arguments).parse_args(arguments)
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)

@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from kvscope.cli import COMMANDS
+
 HEAVY = ("torch", "textual", "h5py", "numpy", "pynvml", "transformers", "triton")
 
 ALLOWED = {
@@ -32,10 +34,13 @@ ALLOWED = {
     "from kvscope.cli import main; main(['plan', '--model', 'infinity-2b', '--resolution', '1M'])": ("numpy", "h5py"),
 }
 
+LATER = ("kvscope.league.file", "kvscope.estimate", "kvscope.plan", "kvscope.draft", "kvscope.ledger", "tomllib")
+"""Not for the first frame: some screens, some keys and some users need these."""
 
-def loaded_by(statement: str) -> set[str]:
-    """The heavy packages in sys.modules after a statement, in an interpreter of its own."""
-    code = f"{statement}\nimport sys\nprint('\\n' + ' '.join(name for name in {HEAVY!r} if name in sys.modules))"
+
+def loaded_by(statement: str, names: tuple[str, ...] = HEAVY) -> set[str]:
+    """Which of these are in sys.modules after a statement, in an interpreter of its own."""
+    code = f"{statement}\nimport sys\nprint('\\n' + ' '.join(name for name in {names!r} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     return set(done.stdout.splitlines()[-1].split())
 
@@ -50,3 +55,16 @@ def test_help_loads_neither_numpy_nor_textual_nor_torch(option: str) -> None:
     statement = f"from kvscope.cli import main\ntry: main({option.split()!r})\nexcept SystemExit: pass"
 
     assert loaded_by(statement) == set()
+
+
+def test_the_viewer_starts_without_what_only_later_frames_need() -> None:
+    statement = "import kvscope.commands.open, kvscope.opening, kvscope.trace, kvscope.tui.app, kvscope.tui.screens.map"
+
+    assert loaded_by(statement, LATER) == set()
+
+
+def test_a_command_loads_no_other() -> None:
+    names = tuple(f"kvscope.commands.{name}" for name in COMMANDS)
+    statement = "from kvscope.cli import main\ntry: main(['runs', '--help'])\nexcept SystemExit: pass"
+
+    assert loaded_by(statement, names) == {"kvscope.commands.runs"}

@@ -15,8 +15,8 @@ from kvscope.trace import Trace
 
 _COMMAND = """
 import os, signal, sys
-from dataclasses import replace
 from kvscope import cli
+from kvscope.commands import runs
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -25,7 +25,7 @@ def run(args):
 {body}
     return 0
 
-cli.COMMANDS["runs"] = replace(cli.COMMANDS["runs"], run=run)
+runs.run = run
 code = cli.main(["runs", "."])
 {after}
 sys.exit(code)

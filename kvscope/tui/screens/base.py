@@ -33,7 +33,13 @@ class TraceScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-normal"), (160, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (34, "-tall")]  # noqa: RUF012
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._view: View | None = None
+        """What was shown last."""
+
     def compose(self) -> ComposeResult:
+        self._classify(update=False)  # the parts are not styled yet
         yield Canvas(top_line, id="top")
         yield Canvas(notice, id="notice", height=notice_height)
         yield from self.parts()
@@ -65,11 +71,29 @@ class TraceScreen(Screen[None]):
         return 0
 
     def show(self, view: View) -> None:
-        """Draw this view on every part."""
-        self.set_class(not notice(view, 80, 0), "-all-well")
+        """Draw this view on every part; before they are mounted, as soon as they are."""
+        self._view = view
+        self._classify()
         for canvas in self.query(Canvas):
             canvas.show(view)
 
+    def on_mount(self) -> None:
+        if self._view is not None:
+            self.show(self._view)
+
     def on_resize(self) -> None:
-        width, height = self.size
-        self.set_class(width < NEEDED[0] or height < NEEDED[1], "-too-small")
+        self._classify()
+
+    def _classify(self, *, update: bool = True) -> None:
+        """Set the classes that say how large the screen is, and whether there is a notice.
+
+        Textual sets those of its breakpoints itself, but only after it has drawn the first frame.
+        """
+        width, height = self.app.size
+        classes = {"-too-small": width < NEEDED[0] or height < NEEDED[1]}
+        if self._view is not None:
+            classes["-all-well"] = not notice(self._view, 80, 0)
+        for length, breakpoints in ((width, self.HORIZONTAL_BREAKPOINTS), (height, self.VERTICAL_BREAKPOINTS)):
+            reached = max(least for least, _ in breakpoints if length >= least)
+            classes |= {name: least == reached for least, name in breakpoints}
+        self.update_classes(classes, update=update)

@@ -96,6 +96,9 @@ class Canvas(Widget):
         self.can_focus = bool(about)
         self._view: View | None = None
         self._lines: list[Strip] = []
+        self._ground = Style.null()
+        self._drawn_size = Size()
+        """What the lines were drawn for."""
         self._pressed: Cursor | None = None
         self._hovered: Target | None = None
 
@@ -161,9 +164,15 @@ class Canvas(Widget):
             return container.width
         return self._width(self._view, container.width, container.height)
 
+    def render_lines(self, crop: Region) -> list[Strip]:
+        self._ground = self.rich_style  # once a frame: it is put together from all that the canvas lies in
+        return super().render_lines(crop)
+
     def render_line(self, y: int) -> Strip:
+        if self._drawn_size != self.size:  # the first frame of a size comes before its Resize
+            self._lines, self._drawn_size = self._painted(), self.size
         # Strips of the Line API bring their own background; painters leave it to the stylesheet.
-        ground = self.rich_style
+        ground = self._ground
         return self._lines[y].apply_style(ground) if y < len(self._lines) else Strip.blank(self.size.width, ground)
 
     def _at(self, event: events.MouseEvent) -> Target | None:
@@ -179,18 +188,26 @@ class Canvas(Widget):
         width, height = self.size
         if self._view is None or not width or not height:
             return
+        before, self._lines, self._drawn_size = self._lines, self._painted(), self.size
+        if len(before) != len(self._lines):
+            self.refresh()
+            return
+        pairs = enumerate(zip(before, self._lines, strict=True))
+        changed = [Region(0, y, width, 1) for y, (old, new) in pairs if old != new]
+        if changed:
+            self.refresh(*changed)
+
+    def _painted(self) -> list[Strip]:
+        """The lines of the view at the present size."""
+        width, height = self.size
+        if self._view is None:
+            return []
         lines = [strip.adjust_cell_length(width) for strip in self._paint(self._view, width, height)[:height]]
         if self.has_focus and lines:
             lines[0] = _marked(lines[0], self._view.ink)
         if self._view.ink.plain:
             lines = [_in_ascii(strip) for strip in lines]
-        before, self._lines = self._lines, lines
-        if len(before) != len(lines):
-            self.refresh()
-            return
-        changed = [Region(0, y, width, 1) for y, (old, new) in enumerate(zip(before, lines, strict=True)) if old != new]
-        if changed:
-            self.refresh(*changed)
+        return lines
 
 
 def row(parts: Iterable[Part], width: int | None = None) -> Strip:

@@ -22,9 +22,8 @@ from kvscope.tui.lanes import (
     lifetimes,
     plan_facts,
     source_fates,
-    stored_codec,
 )
-from kvscope.tui.metrics import why
+from kvscope.tui.metrics import stored_codec, why
 from kvscope.tui.palette import DROPPED
 from kvscope.tui.widgets.canvas import Part, View, field, fit, parts_width, row, rule
 from kvscope.tui.widgets.capacity import capacity_hit, capacity_table

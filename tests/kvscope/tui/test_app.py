@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sys
 import threading
@@ -20,7 +21,9 @@ from kvscope.tui.actions import actions_of
 from kvscope.tui.app import KVScopeApp, run_app
 from kvscope.tui.metrics import METRICS, cell_text, why
 from kvscope.tui.palette import LIGHT
+from kvscope.tui.screens.base import TraceScreen
 from kvscope.tui.screens.help import HelpScreen
+from kvscope.tui.widgets.canvas import Canvas
 
 
 def test_numbers_on_the_live_screen_are_those_of_the_summary(drive, tiny_trace: Path) -> None:
@@ -44,6 +47,26 @@ def test_numbers_on_the_live_screen_are_those_of_the_summary(drive, tiny_trace: 
             assert units.seconds_text(scale.seconds) in line
 
     drive(tiny_trace, script, size=(120, 40))
+
+
+def test_a_trace_that_is_read_at_once_is_in_the_first_frame(tiny_trace: Path) -> None:
+    frames: list[str] = []
+
+    class Watched(KVScopeApp):
+        CSS_PATH = Path(sys.modules[KVScopeApp.__module__].__file__).with_name("theme.tcss")
+
+        def _display(self, screen, renderable) -> None:
+            if isinstance(screen, TraceScreen):
+                frames.append(screen.query_one("#top", Canvas).render_line(0).text)
+            super()._display(screen, renderable)
+
+    async def main() -> None:
+        async with Watched(tiny_trace).run_test(size=(120, 40)) as pilot:
+            await pilot.pause()
+
+    asyncio.run(main())
+
+    assert "seed 0" in frames[0]
 
 
 def test_the_top_line_says_what_run_what_state_and_how_honest(drive, tiny_trace: Path) -> None:

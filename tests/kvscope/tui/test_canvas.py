@@ -78,6 +78,31 @@ def test_only_the_lines_that_changed_are_drawn_again() -> None:
     assert refreshed == [Region(0, 1, 10, 1)]
 
 
+class Watched(Canvas):
+    """Keeps the first line of what was drawn of it, frame by frame."""
+
+    def render_lines(self, crop: Region) -> list[Strip]:
+        lines = super().render_lines(crop)
+        self.app.frames.append(lines[0].text.strip())  # type: ignore[attr-defined]
+        return lines
+
+
+def test_the_first_frame_of_a_size_is_not_blank() -> None:
+    stage = Stage()
+    stage.canvas = Watched(lambda _view, width, _height: [row([(f"{width} columns", Style())])])
+    stage.frames = []  # type: ignore[attr-defined]
+
+    async def main() -> None:
+        stage.canvas.show(View(INK))
+        async with stage.run_test(size=(12, 3)) as pilot:
+            await pilot.resize_terminal(14, 3)
+            await pilot.pause()
+
+    asyncio.run(main())
+
+    assert dict.fromkeys(stage.frames) == dict.fromkeys(["12 columns", "14 columns"])  # type: ignore[attr-defined]
+
+
 def test_a_canvas_in_ascii_draws_nothing_else() -> None:
     stage = Stage()
     stage.words = ["─ cache ·", "●…×", "▁▂▇█"]

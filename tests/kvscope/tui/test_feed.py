@@ -95,6 +95,31 @@ def test_the_first_snapshot_comes_without_the_ledger_and_the_next_has_it(tiny_tr
     assert second.snapshot.kept_tokens is first.snapshot.kept_tokens  # type: ignore[attr-defined]
 
 
+def test_the_first_snapshot_can_be_waited_for(tiny_trace: Path) -> None:
+    inbox = Inbox()
+    feed = Feed(tiny_trace, inbox.post)
+
+    feed.start()
+    first = feed.first(120.0)
+    feed.shown()
+    feed.stop()
+
+    assert first is not None
+    assert inbox.of(SnapshotTaken)[0].snapshot is first  # type: ignore[attr-defined]
+
+
+def test_who_waits_for_the_snapshot_of_what_is_no_trace_is_let_go(tmp_path: Path) -> None:
+    feed = Feed(tmp_path / "missing.h5", Inbox().post)
+
+    feed.start()
+    begin = time.monotonic()
+    first = feed.first(120.0)
+    feed.stop()
+
+    assert first is None
+    assert time.monotonic() - begin < 60.0
+
+
 def test_arrays_of_a_snapshot_cannot_be_written(tiny_trace: Path) -> None:
     inbox = Inbox()
     feed = Feed(tiny_trace, inbox.post)
