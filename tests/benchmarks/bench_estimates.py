@@ -22,12 +22,13 @@ from kvscope.estimate import estimate
 from kvscope.fidelity import COARSE, Fidelity, rank_correlation
 from kvscope.replay import tried
 from kvscope.trace import Trace
-from tests.benchmarks.bench_tuning import CALIBRATION, MODEL, evidence_of, recorded
+from tests.benchmarks.bench_tuning import MODEL, evidence_of, recorded
 from tests.benchmarks.harness import Goal, Result, Row
 from tests.benchmarks.workload import SEED
 
 BUDGETS = (0.2, 0.1, 0.05, 0.02)
 CODECS = ("fp8", "int8", "int4", "k4v2", "int2", "model+int4", "int8+int4", "int8+k4v2", "int4+k4v2", "int4+int2")
+_FIDELITY = Path(__file__).parents[2] / "traces" / f"{MODEL}-fidelity.json"
 _PROMPTS = 6
 _BINS = (0.0, COARSE, 0.2, 0.4, 1.0)
 """Edges of the shares of noise that are told apart."""
@@ -85,7 +86,7 @@ def _ranks(trials: Sequence[Trial]) -> Iterator[Row]:
 
 
 def _held(trials: Sequence[Trial]) -> Iterator[Row]:
-    fidelity = Fidelity.load(CALIBRATION.with_name(f"{MODEL}-fidelity.json"))
+    fidelity = Fidelity.load(_FIDELITY)
     plain = _in_band(fidelity, [one for one in trials if not one.candidate.schedule.codecs])[0]
     coded = [one for one in trials if one.candidate.schedule.codecs]
     for low, high in pairwise(_BINS):

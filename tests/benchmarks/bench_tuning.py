@@ -41,7 +41,7 @@ from tests.benchmarks.harness import Goal, Result, Row
 from tests.benchmarks.workload import SEED
 
 MODEL = "infinity-tiny"
-CALIBRATION = bundled_calibration(model_config("infinity-tiny"))
+CALIBRATION = bundled_calibration(model_config(MODEL))
 _TRAINING_PROMPTS, _HELD_OUT_PROMPTS = 6, 206
 _FIRST_SEED = 1000
 """Of the held-out prompts; the next has the next."""
