@@ -53,7 +53,8 @@ def revised(current: PruningSchedule, wanted: PruningSchedule, query_scale: int)
         codec=_codec_of(current, wanted, written),
         codecs=current.codecs,
     )
-    return one if _peak(one) <= _peak(wanted) else replace(one, budget=None)
+    peaks = _held(wanted).max(), _held(current)[: before + 1].max(initial=0), _held(one)[before + 1 :].max()
+    return one if max(peaks) == peaks[0] else replace(one, budget=None)
 
 
 def check_room(schedule: PruningSchedule, query_scale: int, pools: Sequence[PoolStart]) -> None:
@@ -98,9 +99,9 @@ def _codec_of(
     return codec
 
 
-def _peak(schedule: PruningSchedule) -> int:
-    """Bytes at the peak, of some head dimension: to compare schedules of one run."""
-    return schedule.peak_bytes(_ANY_HEAD_DIM, rows=1, dtype_bytes=_ANY_DTYPE_BYTES)
+def _held(schedule: PruningSchedule) -> NDArray[np.int64]:
+    """Bytes held after each step, of some head dimension: to compare schedules of one run."""
+    return schedule.bytes_held(_ANY_HEAD_DIM, rows=1, dtype_bytes=_ANY_DTYPE_BYTES)
 
 
 def _outlives(drop_step: NDArray[np.int16], step: int, last_step: int) -> NDArray[np.bool_]:

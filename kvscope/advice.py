@@ -83,7 +83,7 @@ def _words(chosen: Candidate, pool: Sequence[Candidate], tried: Sequence[Candida
 
 
 def _against(name: str, chosen: Candidate, rival: Candidate | None) -> Iterator[str]:
-    if rival is None or rival is chosen or chosen.kl is None or not rival.kl:
+    if rival is None or rival is chosen or chosen.kl is None or not rival.kl or not rival.peak_bytes:
         return
     change, size = chosen.kl / rival.kl - 1, chosen.peak_bytes / rival.peak_bytes - 1
     yield f"against {name}: KL {change:+.1%} at {size:+.1%} bytes, both forced on the same runs"

@@ -169,7 +169,7 @@ def for_loss(evidence: Evidence, most_lost: float, codecs: Sequence[str] = ()) -
     is unknown, whose noise counts like attention. `codecs` as in `candidates`. Raises UsageError for what is no share.
     """
     if not 0 <= most_lost < 1:
-        raise UsageError(f"a loss of {most_lost:g}; expected a share of attention from 0 to 1")
+        raise UsageError(f"a loss of {most_lost:g}; expected a share of attention from 0 to below 1")
     best: dict[str, Candidate] = {}
     for name, policy, sinks in _policies(evidence, codecs):
         found = _least(evidence, name, policy, sinks, most_lost)
@@ -218,11 +218,15 @@ def _policies(evidence: Evidence, codecs: Sequence[str]) -> Iterator[tuple[str, 
         yield "heatkv", HeatKVPolicy(orders), min(orders.first_source, evidence.ground.scales.num_scales - 1)
     for name, policy in _weighings(evidence):
         for sinks in (0, 1):
-            yield f"{name}, {sinks} sinks", policy, sinks
+            yield f"{name}, {_sinks_text(sinks)}", policy, sinks
     name, policy = [pair for pair in _weighings(evidence) if pair[1].exponent == _CODED_EXPONENT][-1]
     for text in codecs:
         for sinks in (0, 1):
-            yield f"{name}, {sinks} sinks, in {text}", replace(policy, codecs=text), sinks
+            yield f"{name}, {_sinks_text(sinks)}, in {text}", replace(policy, codecs=text), sinks
+
+
+def _sinks_text(sinks: int) -> str:
+    return f"{sinks} sink{'' if sinks == 1 else 's'}"
 
 
 def _weighings(evidence: Evidence) -> Iterator[tuple[str, KnapsackPolicy]]:

@@ -117,6 +117,10 @@ class Summary:
     """Field → where its number comes from."""
     online: bool = False
     """Its policy chose single tokens during the run; kept and read tokens are then the first row's."""
+    codecs: tuple[str, ...] = ()
+    """What tokens are stored in, finest first; empty: all in the dtype."""
+    revised: tuple[tuple[int, str], ...] = ()
+    """(scale, policy) from which scale on another plan was obeyed, and whose; the policy above is the last one's."""
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """The same; a field without a number has no tag."""
@@ -190,6 +194,8 @@ def summarize(trace: Trace) -> Summary:
         scales=tuple(_scale_summary(trace, scale) for scale in range(trace.scales_done)),
         tags=_tags(header),
         online=schedule.online,
+        codecs=schedule.codecs,
+        revised=tuple((one.query_scale, one.schedule.policy) for one in trace.plans[1:]),
     )
 
 

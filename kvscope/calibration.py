@@ -259,7 +259,7 @@ def is_calibration(path: Path) -> bool:
             return False
         with h5py.File(path, "r") as file:
             return optional_text(file.attrs, "format") == FORMAT
-    except (OSError, ValueError):  # ValueError: no name that a file can have
+    except (OSError, ValueError, RuntimeError, KeyError):  # no name that a file can have; damage, in many ways
         return False
 
 

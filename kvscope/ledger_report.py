@@ -66,7 +66,7 @@ def _answer_lines(ledger: Ledger) -> list[str]:
 
 def _saved(answer: Answer) -> str:
     if answer.saved_bytes <= 0:
-        return "Nothing is saved where everything is kept."
+        return "Nothing is saved: what is stored takes as much as the full history."
     would = bytes_text(answer.total_bytes + answer.saved_bytes)
     part = fraction_text(answer.saved_fraction)
     return f"That saves {bytes_text(answer.saved_bytes)}, or {part} of the {would} in all that a full history needs."

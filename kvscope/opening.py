@@ -80,7 +80,7 @@ def is_league(path: Path) -> bool:
             return False
         with h5py.File(path, "r") as file:
             return optional_text(_plain_attributes(file, ["format"]), "format") == LEAGUE_FORMAT
-    except (OSError, ValueError):  # ValueError: no name that a file can have
+    except DAMAGE:  # ValueError, too, for what is no name that a file can have
         return False
 
 
@@ -215,7 +215,8 @@ def _beginning_of(path: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
     except OSError as error:
-        raise TraceError(f"{path}: cannot be read ({error.strerror})") from None
+        hint = "; `kvscope runs FOLDER` lists its traces" if path.is_dir() else ""
+        raise TraceError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except ValueError:  # a zero, or half a character
         raise TraceError(f"{str(path)!r}: not a name that a file can have") from None
     if not beginning.startswith(superblock.SIGNATURE):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from heatkv.errors import HeatKVError
 from heatkv.files import read_json, write_new
 from heatkv.schedule import PruningSchedule
-from kvscope.errors import UsageError
+from kvscope.errors import KVScopeError, UsageError
 from kvscope.fidelity import COARSE, Fidelity
 from kvscope.job import Job
 
@@ -88,7 +89,7 @@ class PlanFile:
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         facts = {name: getattr(self, name) for name in _FACTS}
-        return {
+        record = {
             "format": FORMAT,
             "version": VERSION,
             **facts,
@@ -97,6 +98,7 @@ class PlanFile:
             "job": self.job.to_json(),
             "schedule": self.schedule.to_json(),
         }
+        return record | {"content_sha256": _content_sha256(record)}
 
     def save(self, path: Path, *, overwrite: bool = False) -> Path:
         """Write the JSON file. Raises OutputError if it exists, unless `overwrite`."""
@@ -116,18 +118,20 @@ class PlanFile:
                 job=Job.from_json(record["job"]),
                 schedule=PruningSchedule.from_json(record["schedule"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, HeatKVError, KVScopeError) as error:
             raise UsageError(f"{path}: damaged ({error}); expected {_EXPECTED}") from None
         if plan.schedule.content_hash != plan.after.schedule_sha256:
             raise UsageError(f"{path}: its schedule is not the one that was reviewed; make the plan again")
+        if record.get("content_sha256") not in (None, _content_sha256(record)):
+            raise UsageError(f"{path}: not what was reviewed: something in it was changed since; make the plan again")
         return plan
 
     def schedule_beside(self, path: Path) -> Path:
         """The schedule as a file of its own beside the plan's, written unless it is there already.
 
-        Raises OutputError if another file has its name.
+        Its name tells the schedules of one plan file apart. Raises OutputError if another file has it.
         """
-        schedule = path.with_suffix(".schedule.json")
+        schedule = path.with_suffix(f".schedule-{self.schedule.content_hash[:12]}.json")
         if not (schedule.exists() and PruningSchedule.load(schedule) == self.schedule):
             self.schedule.save(schedule)
         return schedule
@@ -137,7 +141,8 @@ class PlanFile:
         changes = []
         parent = Path(self.parent)
         if not parent.exists():
-            changes.append(f"the parent trace {self.parent} is gone")
+            place = "" if parent.is_absolute() else f", seen from {Path.cwd()}"
+            changes.append(f"the parent trace {self.parent} is gone{place}")
         elif file_sha256(parent) != self.parent_sha256:
             changes.append(f"the parent trace {self.parent} has another content than when the plan was made")
         if self.orders is not None and self.orders_sha256 is not None:
@@ -277,10 +282,20 @@ def _totals(record: Mapping[str, Any]) -> Totals:  # Any: JSON values
     return Totals(**{name: _typed(name, value) for name, value in record.items()})
 
 
+def _content_sha256(record: Mapping[str, Any]) -> str:  # Any: JSON values
+    """Of all that a plan file says but this."""
+    said = {name: value for name, value in record.items() if name != "content_sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def _typed(name: str, value: Any) -> Any:  # Any: JSON values
     """A text, a number, None or a tuple of them. Raises TypeError for another kind than the field of this name has."""
     kind = str if name in _TEXTS else int | float
     values = tuple(value) if isinstance(value, list) else (value,)
-    if any(one is not None and (isinstance(one, bool) or not isinstance(one, kind)) for one in values):
-        raise TypeError(f"{name} is {value!r:.60}")
+    for one in values:
+        is_odd = (
+            isinstance(one, bool) or not isinstance(one, kind) or (isinstance(one, float) and not math.isfinite(one))
+        )
+        if one is not None and is_odd:
+            raise TypeError(f"{name} is {value!r:.60}")
     return values if isinstance(value, list) else value

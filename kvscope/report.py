@@ -27,6 +27,8 @@ def summary_text(summary: Summary) -> str:
         + (f" ({summary.message})" if summary.message else ""),
         f"{summary.model} {summary.resolution}, policy {summary.policy}, {summary.dtype} on {summary.device}, "
         f"{summary.rows} rows{took}",
+        *([f"stored in {' and '.join(summary.codecs)}"] if summary.codecs else []),
+        *(f"revised: the plan of {policy} is obeyed from scale {scale} on" for scale, policy in summary.revised),
         *_choice_lines(summary),
         "",
         *_table(_cache_rows(summary)),

@@ -142,7 +142,7 @@ def runs_text(found: Runs, *, now_ns: int) -> str:
     """A line a run, at most 80 columns wide; a long name stands on a line of its own."""
     lines = _lines([_cells(run, now_ns) for run in found.runs]) or [f"{printable(found.folder)}: no trace in it"]
     if found.unreadable:
-        lines += ["", "not readable:"]
+        lines += ["", "no traces, or not readable:"]
     for one in found.unreadable:
         reason = textwrap.wrap(printable(one.reason), _COLUMNS, initial_indent="    ", subsequent_indent="    ")
         lines += [_cut(f"  {printable(one.file)}", _COLUMNS), *reason]

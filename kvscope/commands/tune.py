@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvscope.arguments import number, whole
+from kvscope.arguments import fraction, whole
 from kvscope.errors import UsageError
 from kvscope.narration import narrate, print_data
 from kvscope.units import bytes_text, fraction_text, parse_bytes
@@ -36,7 +36,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--target-bytes", metavar="BYTES", help="the most that the cache may take, as in 40MB or 321MiB"
     )
-    target.add_argument("--max-loss", type=number, metavar="X", help="the most attention that may be lost, as in 0.02")
+    target.add_argument(
+        "--max-loss", type=fraction, metavar="X", help="the most attention that may be lost, as in 0.02"
+    )
     add("--calibration", type=Path, metavar="FILE", help="plan from these measurements, not from the traces' own")
     add(
         "--codecs",
@@ -65,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from kvscope.advice import advice
     from kvscope.trace import Trace
 
+    if args.output is not None and args.output == args.save_plan:
+        raise UsageError(f"{args.output} is named by -o and by --save-plan; give each its own file")
+    if args.verify is not None and args.verify < 0:
+        raise UsageError(f"--verify {args.verify}; expected 0 or more")
     for path in (args.output, args.save_plan):
         if path is not None:
             check_new(path, overwrite=args.overwrite)

@@ -50,10 +50,9 @@ def plot_lines(
         cells[rows - 1 - up(value)][across(peak)] = LOOKED_AT if name == policy else OTHER
     labels = _labels(min(values), max(values), rows, is_log=goes_by is math.log)
     lines = [f"{labels.get(row, ''):>{_AXIS}}|{''.join(each).rstrip()}" for row, each in enumerate(cells)]
-    axis = (
-        "true peak bytes to the right, both axes logarithmic" if goes_by is math.log else "true peak bytes to the right"
-    )
-    heading = f"{title}; {axis}; {LOOKED_AT} {printable(policy or 'none')}, {OTHER} the others"
+    axes = "both logarithmic" if goes_by is math.log else "bytes logarithmic"
+    signs = f"{LOOKED_AT} {printable(policy or 'none')}, {OTHER} others, {BUDGET} this budget"
+    heading = f"{signs}; {title} over true bytes, {axes}"
     return [heading[:width], *lines, *_feet(settings, across, columns)]
 
 

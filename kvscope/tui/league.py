@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from kvscope.league.table import League
 
 _READ_EVERY_S = 2.0
+_NEEDED = (80, 20)
+"""Columns and lines."""
 _TITLES = ("", "policy", "true peak", "mean ± 95 %", "× time")
 
 
@@ -40,8 +42,8 @@ class LeagueApp(App[None]):
     #plot { height: auto; padding: 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "budget(1)", "more bytes", priority=True),
-        Binding("right", "budget(-1)", "fewer bytes", priority=True),
+        Binding("left", "budget(-1)", "fewer bytes", priority=True),
+        Binding("right", "budget(1)", "more bytes", priority=True),
         Binding("m", "measure(1)", "next measure"),
         Binding("M", "measure(-1)", "previous"),
         Binding("enter", "say_command", "its command", priority=True),
@@ -78,7 +80,7 @@ class LeagueApp(App[None]):
         self.set_interval(_READ_EVERY_S, self._read)
 
     def on_resize(self, _: Resize) -> None:
-        self._draw_plot()
+        self._draw()
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         if event.row_key.value is not None:
@@ -109,7 +111,7 @@ class LeagueApp(App[None]):
             return
         words = command(settings, one.entrant, 0, settings.seeds[0])
         self.copy_to_clipboard(words)
-        self.notify(printable(words), title="copied: its run of the first prompt", timeout=15, markup=False)
+        self.notify(printable(words), title="copied: its run of the first prompt", timeout=8, markup=False)
 
     @work(thread=True, exclusive=True)
     def _read(self) -> None:
@@ -147,6 +149,12 @@ class LeagueApp(App[None]):
 
     def _draw_plot(self) -> None:
         plot, settings = self.query_one("#plot", Static), self._league.settings
+        is_small = self.size.width < _NEEDED[0] or self.size.height < _NEEDED[1]
+        self.query_one(DataTable).display = plot.display = not is_small
+        if is_small:
+            needed, found = ("×".join(map(str, size)) for size in (_NEEDED, self.size))
+            self.query_one("#head", Static).update(f"too small: {needed} needed, {found} here")
+            return
         room = {"width": self.size.width - 2, "height": min(max(self.size.height * 2 // 5, 7), 20)}
         plot.update("\n".join(plot_lines(settings, self._table, self._measure, self._policy, self._target, **room)))
 

@@ -168,6 +168,16 @@ def test_a_budget_is_claimed_only_if_the_whole_run_keeps_to_it() -> None:
     assert revised(full, possible(full, small, 4), 4).budget is None
 
 
+def test_what_was_held_before_the_boundary_counts_against_the_budget() -> None:
+    full = FullPolicy().plan(CONFIG, SCALES)
+    drop_step = full.drop_step.copy()
+    drop_step[:, :, 1:-1] = np.arange(3)[:, None, None] + np.arange(1, 4) * 3  # read at their own step only
+    tight = replace(full, drop_step=drop_step, budget=0.9, sink_scales=1)
+
+    assert revised(tight, tight, 3).budget == 0.9
+    assert revised(full, tight, 3).budget is None
+
+
 class Reviser(NullProbe):
     """Revises before a scale, and remembers what steps say."""
 

@@ -65,7 +65,7 @@ def test_for_a_loss_every_candidate_keeps_to_it_with_few_bytes(evidence: Evidenc
 
 
 def test_a_loss_that_is_no_share_is_refused(evidence: Evidence) -> None:
-    with pytest.raises(UsageError, match="a share of attention from 0 to 1"):
+    with pytest.raises(UsageError, match="a share of attention from 0 to below 1"):
         for_loss(evidence, 2)
 
 

@@ -14,6 +14,7 @@ import pytest
 from kvscope.analysis import summarize
 from kvscope.errors import KVScopeError, TraceFormatError
 from kvscope.info import describe, info_text
+from kvscope.opening import is_league
 from kvscope.recover import recover
 from kvscope.report import summary_text
 from kvscope.trace import Trace
@@ -65,6 +66,19 @@ def assert_refused(path: Path, message: str) -> None:
             attempt(path)
         except KVScopeError as error:
             assert "\n" not in str(error)  # noqa: PT017 - that there is one is not what is tested
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_damaged_file_is_no_league_and_says_so_without_a_word_of_hdf5(
+    tiny_trace: Path, tmp_path: Path, seed: int
+) -> None:
+    damaged, rng = bytearray(tiny_trace.read_bytes()), np.random.default_rng(seed)
+    for place in rng.integers(0, len(damaged), 200):
+        damaged[place] = rng.integers(256)
+    path = tmp_path / "damaged.h5"
+    path.write_bytes(damaged)
+
+    assert not is_league(path)
 
 
 @pytest.mark.parametrize("table", TABLES)

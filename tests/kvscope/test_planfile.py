@@ -78,6 +78,7 @@ def test_a_plan_file_from_before_codecs_were_told_apart_is_read(parent: Path, tm
     record = made.to_json()
     for totals in ("before", "after"):
         del record[totals]["coarse_share"]
+    del record["content_sha256"]
     path = tmp_path / "old.json"
     path.write_text(json.dumps(record))
 
@@ -86,7 +87,13 @@ def test_a_plan_file_from_before_codecs_were_told_apart_is_read(parent: Path, tm
 
 @pytest.mark.parametrize(
     ("where", "name", "value"),
-    [("after", "coarse_share", "much"), ("after", "lost", [True]), ("before", "policy", 3), (None, "shape", ["6"])],
+    [
+        ("after", "coarse_share", "much"),
+        ("after", "lost", [True]),
+        ("before", "policy", 3),
+        (None, "shape", ["6"]),
+        ("after", "peak_bytes", float("inf")),
+    ],
 )
 def test_a_field_of_another_kind_is_damage_and_is_named(
     parent: Path, tmp_path: Path, where: str | None, name: str, value: object
@@ -98,6 +105,26 @@ def test_a_field_of_another_kind_is_damage_and_is_named(
 
     with pytest.raises(UsageError, match=f"plan.json: damaged \\({name} is "):
         PlanFile.load(path)
+
+
+@pytest.mark.parametrize(("where", "name", "value"), [("after", "peak_bytes", 5), ("job", "seed", 99)])
+def test_what_was_changed_since_the_review_is_refused(
+    parent: Path, tmp_path: Path, where: str, name: str, value: object
+) -> None:
+    record = plan(parent, "policy heatkv", "budget 20%").to_json()
+    record[where][name] = value
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(record))
+
+    with pytest.raises(UsageError, match="not what was reviewed: something in it was changed since"):
+        PlanFile.load(path)
+
+
+def test_schedules_of_two_plans_under_one_name_lie_side_by_side(parent: Path, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    made = [plan(parent, "policy heatkv", f"budget {budget}%").schedule_beside(path) for budget in (20, 10, 20)]
+
+    assert made[0] == made[2] != made[1]
 
 
 def test_a_fresh_plan_is_not_stale(parent: Path) -> None:

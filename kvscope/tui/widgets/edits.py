@@ -133,9 +133,10 @@ def edit_totals(view: View, width: int, height: int) -> list[Strip]:
     staged = byte_peaks(snapshot.header.bytes_held(edit.schedule), edit.schedule.num_layers).tolist()
     lost = edit.estimate.lost_by_scale.tolist()
     whole_bytes = whole * token_bytes
-    texts = [_peak_text(one / whole_bytes, room, over=limit is not None and one > whole_bytes) for one in staged]
-    recorded = [_percent(one / whole_bytes, room) for one in planned_peaks(snapshot).tolist()]
-    measured = [_percent(one.accounted_bytes / whole_bytes, room) for one in snapshot.summary.scales]
+    of_whole = max(whole_bytes, 1)  # a budget may allow nothing at all
+    texts = [_peak_text(one / of_whole, room, over=limit is not None and one > whole_bytes) for one in staged]
+    recorded = [_percent(one / of_whole, room) for one in planned_peaks(snapshot).tolist()]
+    measured = [_percent(one.accounted_bytes / of_whole, room) for one in snapshot.summary.scales]
     was = edit.estimate_before.lost_by_scale.tolist()
     tall = height >= 8
     lines = [

@@ -75,6 +75,20 @@ def fidelity(model: str, sizes: tuple[tuple[int, int], ...]) -> Fidelity:
     return Fidelity(model, sizes, {"kl": line, "flips": line}, 1e-9, 1.0, ())
 
 
+@pytest.mark.parametrize("budget", ["0", "1B"])
+def test_a_budget_of_nothing_is_a_problem_that_every_part_can_show(
+    begin: Begin, snapshot: Snapshot, budget: str
+) -> None:
+    editor = begin()
+    editor.write(f"budget {budget}")
+
+    shown = {name: text_of(paint, view_of(snapshot, editor)) for name, paint in PARTS.items()}
+    editor.close()
+
+    assert editor.state.draft.problem is not None
+    assert "0 %" in shown["plan"]
+
+
 def test_a_journal_lies_beside_the_trace_and_is_gone_on_with(begin: Begin, trace: Path) -> None:
     editor = begin()
     editor.write("pin l1 h2 s4")
