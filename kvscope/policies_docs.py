@@ -12,10 +12,10 @@ _INTRODUCTION = """\
 # Policies
 
 What decides which keys and values stay. `--policy NAME`, or with parameters `--policy NAME:key=value,key=value`,
-wherever a command takes one; `kvscope policies` prints this table. Planned policies make a schedule before the run.
-Online ones plan how many tokens each head may keep, to the last byte, and choose which during the run. Either way
-the budget holds in true bytes after every step, on one pool, and what is evicted is freed. Ties go to the lower
-position.
+wherever a command takes one; `kvscope policies` lists them, with `--json` all that this page says. Planned policies
+make a schedule before the run. Online ones plan how many tokens each head may keep, to the last byte, and choose
+which during the run. Either way the budget holds in true bytes after every step, on one pool, and what is evicted is
+freed. Ties go to the lower position.
 
 *Rows*: whether each batch row chooses for itself, the rows of guidance among them, or one choice is made for the
 run; a planned schedule is the same for all. *Needs*: what `kvscope calibrate` measures, given as `--orders FILE`

@@ -187,6 +187,9 @@ def parameters(policy: Any) -> dict[str, Any]:  # Any: any policy, and its numbe
     return {name: getattr(policy, name) for name in names}
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+
+
 def _range_end(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}"
 
@@ -209,5 +212,5 @@ def _value(policy: str, key: str, text: str, kind: Any) -> Any:  # Any: as annot
                 continue
     if str in kinds:
         return text
-    expected = " or ".join([*words, *(one.__name__ for one in kinds if isinstance(one, type))])
+    expected = " or ".join([*words, *(_KINDS.get(one, "none") for one in kinds if isinstance(one, type))])
     raise OptionError(f"policy {policy}: {key}={text!r}; expected {expected}")

@@ -58,8 +58,8 @@ def _of_process(pid: int) -> Target:
     runs = live_runs()
     mine = [run for run in runs if run.pid == pid]
     if not mine:
-        others = "; ".join(map(_run_text, runs)) or "none"
-        raise ControlError(f"process {pid} is no run of yours that can be controlled; expected one of: {others}")
+        others = f"expected one of: {'; '.join(map(_run_text, runs))}" if runs else "no run of yours lives now"
+        raise ControlError(f"process {pid} is no run of yours that can be controlled; {others}")
     return Target(mine[-1].path)
 
 

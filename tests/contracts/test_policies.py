@@ -271,7 +271,7 @@ class TestMaking:
     @pytest.mark.parametrize(
         ("text", "found"),
         [
-            ("scalekv:window=x", r"policy scalekv: window='x'; expected int"),
+            ("scalekv:window=x", r"policy scalekv: window='x'; expected a whole number"),
             ("scalekv:pooling=mean", r"pooling='mean'; expected max or average"),
             ("scalekv:window=0", r"window=0; expected 1 to 65,536"),
             ("full:window=1", r"policy full has no parameters; leave 'window' out"),

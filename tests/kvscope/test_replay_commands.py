@@ -345,7 +345,7 @@ class TestTune:
         ("arguments", "message"),
         [
             (["PARENT", "--target-bytes", "lots"], "--target-bytes 'lots' is no amount of bytes"),
-            (["PARENT", "--max-loss", "2"], "a share of attention from 0 to 1"),
+            (["PARENT", "--max-loss", "2"], "a share of attention from 0 to below 1"),
             (["PARENT", "--max-loss", "0.1", "--codecs", "int5"], "unknown KV codec 'int5'; known, nearest first"),
             (["PRUNED", "--target-bytes", "1MiB"], "learning needs runs of policy full"),
         ],
