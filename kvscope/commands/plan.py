@@ -244,7 +244,7 @@ def draft_text(draft: Draft) -> str:
             f"policy          {schedule.policy}",
             f"budget          {fraction_text(draft.budget, absent='none')}",
             f"peak (est.)     {bytes_text(draft.ground.peak_bytes(schedule))}, {head_tokens_text(peak)}",
-            f"pins            {draft.num_pins:,}",
+            f"by hand         {draft.num_pins:,}",
             f"schedule        {schedule.content_hash[:12]}",
         ]
     )

@@ -18,6 +18,7 @@ OTHER, LOOKED_AT, BUDGET = ".", "O", ":"
 """A policy, the one that is looked at, and the line of the budget that is."""
 
 _AXIS = 10
+_NARROW = 1.2
 _WIDE = 30.0
 """Values that are all above zero and so many times apart stand on a logarithmic axis."""
 
@@ -40,7 +41,10 @@ def plot_lines(
     columns, rows = width - _AXIS - 1, height - 3
     values = [value for _, value, _ in points]
     goes_by = math.log if min(values) > 0 and max(values) / min(values) >= _WIDE else float
-    across = _axis([*settings.targets, *(peak for peak, _, _ in points)], math.log, columns)
+    sizes = [*settings.targets, *(peak for peak, _, _ in points)]
+    if max(sizes) < _NARROW * min(sizes):  # one target: a few bytes apart would look like much
+        sizes += [round(min(sizes) / _NARROW), round(max(sizes) * _NARROW)]
+    across = _axis(sizes, math.log, columns)
     up = _axis(values, goes_by, rows)
     cells = [[" "] * columns for _ in range(rows)]
     if target_bytes is not None:
@@ -75,11 +79,15 @@ def _labels(low: float, high: float, rows: int, *, is_log: bool) -> dict[int, st
 
 
 def _feet(settings: Settings, across: Callable[[float], int], columns: int) -> list[str]:
-    """The targets below the axis, both ways; one that has no room is left out."""
-    lines = [" " * _AXIS + "+" + "-" * columns, " " * (_AXIS + 1)]
-    for target in sorted(settings.targets):
-        text = f"{fraction_text(target / settings.history_bytes)} {bytes_text(target)}"
-        begin = _AXIS + 1 + min(max(across(target) - len(text) // 2, 0), columns - len(text))
-        if begin > len(lines[1].rstrip()) + 1 or not lines[1].strip():
-            lines[1] = lines[1].rstrip().ljust(begin) + text
-    return lines
+    """The targets below the axis, both ways where all have room; else their shares, without those that have none."""
+    targets = {target: fraction_text(target / settings.history_bytes) for target in sorted(settings.targets)}
+    both = {target: f"{share} {bytes_text(target)}" for target, share in targets.items()}
+    for texts in (both, targets):
+        line, shown = "", 0
+        for target, text in texts.items():
+            begin = min(max(across(target) - len(text) // 2, 0), columns - len(text))
+            if not line or begin > len(line):
+                line, shown = line.ljust(begin) + text, shown + 1
+        if shown == len(texts):
+            break
+    return [" " * _AXIS + "+" + "-" * columns, " " * (_AXIS + 1) + line]

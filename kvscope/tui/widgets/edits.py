@@ -199,7 +199,7 @@ def _edits_line(view: View, edit: EditState, width: int, ink: Ink) -> Strip:
     filler = f"policy {draft.policy} fills" if draft.policy else "no policy fills"
     undo, redo = (keys_shown(f"schedule.{one}", view.keymap) for one in ("undo", "redo"))
     more = f"{undo} undoes {len(edit.edits)}, {redo} redoes {edit.num_undone}"
-    value = f"{len(edit.edits)} · {draft.num_pins:,} pins · {filler}"
+    value = f"{len(edit.edits)} · {draft.num_pins:,} by hand · {filler}"
     count = f"{edit.num_changed:,}"
     words = [f"{count} head-scales changed · {more}", f"{count} changed · {more}", f"{count} changed"]
     if edit.journal:
