@@ -73,6 +73,10 @@ class TraceInfo:
     attention: str | None
     policy: str
     budget: float | None
+    codecs: tuple[str, ...]
+    """What tokens are stored in; empty: the dtype alone."""
+    revised: tuple[tuple[int, str], ...]
+    """(scale, policy) from which scale on another plan was obeyed, and whose."""
     capacity_tokens: int | None
     tiers: tuple[str, ...]
     perturbed_by: str | None
@@ -88,7 +92,7 @@ class TraceInfo:
 
 def describe(trace: Trace) -> TraceInfo:
     """What an open trace is."""
-    header = trace.header
+    header, summary = trace.header, summarize(trace)
     return TraceInfo(
         trace=str(trace.path),
         status=trace.status,
@@ -115,13 +119,15 @@ def describe(trace: Trace) -> TraceInfo:
         attention=header.attention,
         policy=trace.schedule.policy,
         budget=trace.schedule.budget,
+        codecs=trace.schedule.codecs,
+        revised=summary.revised,
         capacity_tokens=header.capacity_tokens,
         tiers=header.tiers,
         perturbed_by=header.perturbed_by,
         gpu_name=header.gpu_name,
         gpu_unavailable=trace.gpu_unavailable,
         versions=header.versions,
-        recorder=summarize(trace).recorder,
+        recorder=summary.recorder,
         tables=tuple(TableInfo.of(layout) for layout in trace.layouts(sizes=True).values()),
     )
 
@@ -156,6 +162,8 @@ def _facts(info: TraceInfo) -> list[tuple[str, str]]:
         ("seed", str(info.seed)),
         ("model", f"{info.model} {info.resolution}, {shape}, {info.dtype} on {info.device}, {info.rows} rows"),
         ("plan", f"policy {info.policy}, {budget}{room}"),
+        ("revised", ", ".join(f"the plan of {policy} from scale {scale} on" for scale, policy in info.revised)),
+        ("stored in", " and ".join(info.codecs)),
         ("attention", info.attention or ""),
         ("recorded", ", ".join(info.tiers)),
         ("perturbed by", info.perturbed_by or ""),
