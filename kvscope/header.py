@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from heatkv.probe import PoolStart
 from heatkv.scales import ScaleSchedule
 from kvscope.format import FORMAT, HEADER, VERSION
 from kvscope.job import Job
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from heatkv.probe import RunStart
+    from heatkv.probe import PoolStart, RunStart
     from heatkv.schedule import PruningSchedule
 
 _CHANGES = {
@@ -218,6 +217,11 @@ def _count(attributes: Attributes, key: str) -> int:
 
 def _pools(attributes: Attributes) -> tuple[PoolStart, ...]:
     record = json.loads(optional_text(attributes, "pools") or "[]")
+    if record == []:
+        return ()
+    # Deferred: only runs that store in codecs have pools.
+    from heatkv.probe import PoolStart
+
     try:
         pools = tuple(PoolStart(str(one["codec"]), one["bytes_per_token"], one["capacity_tokens"]) for one in record)
     except (TypeError, KeyError):

@@ -6,11 +6,13 @@ import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 from heatkv.codecs import MODEL, codec_named
-from heatkv.probe import Capture
 from kvscope.errors import UsageError
+
+if TYPE_CHECKING:
+    from heatkv.probe import Capture
 
 _MODES = ("free", "forced")
 _MOST = 1000.0
@@ -97,13 +99,17 @@ class Job:
     @property
     def capture(self) -> Capture:
         """What a run of this job measures of attention."""
+        # Deferred: what only reads traces has no use for a probe.
+        from heatkv.probe import Capture
+
         maps = self.attention_map is not None
         return Capture(self.attention_mass, self.attention_mass_uncond, maps, bit_exact=self.bit_exact)
 
     @property
     def tiers(self) -> tuple[str, ...]:
         """What a trace of this job records of attention: `occupancy`; and if wanted `mass`, `mass_uncond`, `maps`."""
-        wanted = {"mass": self.attention_mass, "mass_uncond": self.attention_mass_uncond, "maps": self.capture.maps}
+        has_maps = self.attention_map is not None
+        wanted = {"mass": self.attention_mass, "mass_uncond": self.attention_mass_uncond, "maps": has_maps}
         return ("occupancy", *(tier for tier, is_on in wanted.items() if is_on))
 
     def _check_texts(self) -> None:

@@ -25,7 +25,6 @@ from kvscope.errors import TraceError, TraceFormatError, UsageError
 from kvscope.format import RECORDING_STOPPED, TABLES, Reason, Status, decode_text
 from kvscope.header import read_header, text_of
 from kvscope.in_force import InForce, sole
-from kvscope.layout import TableLayout, read_layouts
 from kvscope.opening import (
     DAMAGE,
     axis_lengths,
@@ -41,6 +40,8 @@ from kvscope.opening import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from kvscope.layout import TableLayout
 
 TraceStatus = Literal["live", "done", "failed", "cancelled", "crashed"]
 
@@ -102,6 +103,9 @@ class Trace:
 
     def layouts(self, *, sizes: bool = False) -> dict[str, TableLayout]:
         """Every table that the file holds, as it describes it; `sizes`: with what each takes in the file."""
+        # Deferred: the viewer, which reads every trace, asks for none.
+        from kvscope.layout import read_layouts
+
         with self._reading():
             return read_layouts(self._file, sizes=sizes)
 

@@ -34,7 +34,10 @@ ALLOWED = {
     "from kvscope.cli import main; main(['plan', '--model', 'infinity-2b', '--resolution', '1M'])": ("numpy", "h5py"),
 }
 
-LATER = ("kvscope.league.file", "kvscope.estimate", "kvscope.plan", "kvscope.draft", "kvscope.ledger", "tomllib")
+LATER = (
+    *("heatkv.probe", "heatkv.spending", "kvscope.draft", "kvscope.estimate", "kvscope.layout", "kvscope.league.file"),
+    *("kvscope.ledger", "kvscope.plan", "tomllib"),
+)
 """Not for the first frame: some screens, some keys and some users need these."""
 
 

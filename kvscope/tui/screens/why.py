@@ -25,8 +25,7 @@ from kvscope.tui.history import (
 )
 from kvscope.tui.metrics import why
 from kvscope.tui.screens.help import Overlay
-from kvscope.tui.widgets.canvas import Canvas, Part, View, fit, paragraph, row, rule
-from kvscope.tui.widgets.ledger import bar
+from kvscope.tui.widgets.canvas import Canvas, Part, View, bar, fit, paragraph, row, rule
 
 if TYPE_CHECKING:
     from kvscope.tui.app import KVScopeApp

@@ -264,6 +264,13 @@ def rule(title: str, width: int, ink: Ink, *, tag: str = "", tag_style: Style | 
     return spread(left, right, width, fill=("─", ink.faint))
 
 
+def bar(value: float, top: float, width: int, style: Style, ink: Ink) -> list[Part]:
+    """A thin bar of value on a track that stands for top."""
+    halves = round(2 * width * min(1.0, value / top)) if top else 0
+    full, half = divmod(halves, 2)
+    return [("━" * full + "╸" * half, style), ("─" * (width - full - half), ink.faint)]
+
+
 def paragraph(text: str, style: Style, width: int, *, indent: int = 1) -> list[Strip]:
     """The text in as many lines as it needs."""
     lines = textwrap.wrap(units.printable(text), max(1, width - 2 * indent)) or [""]

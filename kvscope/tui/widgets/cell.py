@@ -11,8 +11,7 @@ from kvscope import units
 from kvscope.tui.metrics import CHOSEN, METRICS, NEVER_CACHED, Cell, cell_text, recorded, volume_of, why
 from kvscope.tui.palette import DROPPED, UNKNOWN, Ink
 from kvscope.tui.selection import Selection, sum_of
-from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, parts_width, row, rule
-from kvscope.tui.widgets.ledger import bar
+from kvscope.tui.widgets.canvas import Part, View, bar, fit, paragraph, parts_width, row, rule
 
 if TYPE_CHECKING:
     from kvscope.tui.cursor import Axis, Cursor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from textual.strip import Strip
 
 from kvscope import units
-from kvscope.tui.widgets.canvas import Part, View, field, rule, spread
+from kvscope.tui.widgets.canvas import Part, View, bar, field, rule, spread
 
 if TYPE_CHECKING:
     from rich.style import Style
@@ -99,10 +99,3 @@ def _bar_line(line: _Line, num_bytes: int, top: int, width: int, ink: Ink) -> St
     tail: list[Part] = [(f" {text:<{words - 1}}", ink.text), (f"{line.tag:>{_TAG}} ", ink.muted)]
     body = bar(num_bytes, top, room, line.style, ink) if room >= _SHORTEST_BAR else []
     return spread([*head, *body], tail, width, fill=(" ", ink.muted))
-
-
-def bar(value: float, top: float, width: int, style: Style, ink: Ink) -> list[Part]:
-    """A thin bar of value on a track that stands for top."""
-    halves = round(2 * width * min(1.0, value / top)) if top else 0
-    full, half = divmod(halves, 2)
-    return [("━" * full + "╸" * half, style), ("─" * (width - full - half), ink.faint)]

@@ -26,8 +26,7 @@ from kvscope.tui.ledger_rows import (
     stacked,
 )
 from kvscope.tui.palette import DROPPED, UNKNOWN, glyph
-from kvscope.tui.widgets.canvas import Part, View, fit, paragraph, parts_width, row, rule, spread
-from kvscope.tui.widgets.ledger import bar
+from kvscope.tui.widgets.canvas import Part, View, bar, fit, paragraph, parts_width, row, rule, spread
 
 if TYPE_CHECKING:
     from rich.style import Style
