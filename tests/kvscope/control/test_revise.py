@@ -15,9 +15,11 @@ from heatkv.bundled import bundled_calibration
 from heatkv.config import model_config
 from heatkv.revision import revised
 from heatkv.schedule import PruningSchedule
+from kvscope.analysis import summarize
 from kvscope.cli import main
 from kvscope.control.protocol import Accepted, Refused
 from kvscope.format import decode_text
+from kvscope.info import describe, info_text
 from kvscope.trace import Trace
 from kvscope.validate import validate
 
@@ -78,6 +80,8 @@ def test_a_paused_run_obeys_the_revised_plan_from_the_next_scale_on(
         expected = revised(first, wanted, 3)
         assert np.array_equal(trace.schedule.drop_step, expected.drop_step)
         assert (trace.schedule.policy, trace.schedule.sink_scales) == ("edited", 1)
+        assert summarize(trace).revised == ((3, "edited"),)
+        assert "revised       the plan of edited from scale 3 on" in info_text(describe(trace))
         assert [(one.query_scale, one.asked_sha256) for one in trace.plans] == [
             (0, first.content_hash),
             (3, wanted.content_hash),
