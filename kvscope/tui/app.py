@@ -43,6 +43,7 @@ from kvscope.tui.terminal import (
     line_filters,
     speaks_unicode,
 )
+from kvscope.tui.toasts import toast
 from kvscope.tui.view import View
 from kvscope.tui.widgets.canvas import Canvas
 from kvscope.units import printable
@@ -555,7 +556,7 @@ class KVScopeApp(App[None]):
         """One short line over the footer, in the place of the one before."""
         self.clear_notifications()
         severity: Literal["error", "information"] = "error" if bad else "information"
-        self.notify(printable(text), severity=severity, timeout=6 if bad else 2, markup=False)
+        toast(self, printable(text), severity=severity, seconds=6 if bad else 2)
 
     def get_line_filters(self) -> Sequence[LineFilter]:
         """What is done to every line before the terminal gets it."""

@@ -21,6 +21,7 @@ from kvscope.league.report import command, mean_text, target_text
 from kvscope.league.standings import standings
 from kvscope.league.table import MEASURES
 from kvscope.tui.terminal import is_served
+from kvscope.tui.toasts import toast
 from kvscope.units import bytes_text, printable
 
 if TYPE_CHECKING:
@@ -107,11 +108,11 @@ class LeagueApp(App[None]):
         settings = self._league.settings
         one = next((one for one in self._table if self._is_shown(one) and one.entrant.policy == self._policy), None)
         if one is None or not one.entrant.is_reachable:
-            self.notify("no run of it at this budget: it cannot keep so little", severity="warning")
+            toast(self, "no run of it at this budget: it cannot keep so little", severity="warning", seconds=4)
             return
         words = command(settings, one.entrant, 0, settings.seeds[0])
         self.copy_to_clipboard(words)
-        self.notify(printable(words), title="copied: its run of the first prompt", timeout=8, markup=False)
+        toast(self, printable(words), title="copied: its run of the first prompt", seconds=8)
 
     @work(thread=True, exclusive=True)
     def _read(self) -> None:
