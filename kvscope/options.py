@@ -135,6 +135,14 @@ def wanted_edit(args: argparse.Namespace, trace: Path) -> EditOptions | None:
     return EditOptions(trace, args.journal, args.fidelity)
 
 
+def viewer_options(parser: argparse.ArgumentParser) -> None:
+    """Where the viewer begins, how it looks, its keys, and whether it edits."""
+    place_options(parser)
+    look_options(parser)
+    keymap_option(parser)
+    edit_options(parser)
+
+
 def place_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(

@@ -13,10 +13,7 @@ from kvscope.loading import loading
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", nargs="?", metavar="TARGET", help=TARGET_HELP)
-    options.place_options(parser)
-    options.look_options(parser)
-    options.keymap_option(parser)
-    options.edit_options(parser)
+    options.viewer_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -13,10 +13,7 @@ from kvscope.loading import loading
 def add_options(parser: argparse.ArgumentParser) -> None:
     options.trace_options(parser)
     parser.add_argument("--with", dest="other", type=Path, metavar="B", help="the trace beside it, for screen compare")
-    options.place_options(parser)
-    options.look_options(parser)
-    options.keymap_option(parser)
-    options.edit_options(parser)
+    options.viewer_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -205,11 +205,6 @@ def _scales_now(trace: Trace) -> int:
     return trace.scales_done
 
 
-def pause(seconds: float) -> None:
-    """A run that takes its time."""
-    time.sleep(seconds)
-
-
 def _limit_file_size(num_bytes: int) -> None:
     import resource
 
