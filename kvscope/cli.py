@@ -89,6 +89,11 @@ def _run_one(args: argparse.Namespace, stops: Stops) -> int:
         # The reader of our output has gone, as in `kvscope stats FILE | head`: it has what it wanted.
         drop_stdout()
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        narrate(f"error: {error.filename}: {error.strerror}")
+        return KVScopeError.exit_code
     finally:
         stops.end()
 

@@ -215,7 +215,7 @@ def _beginning_of(path: Path) -> tuple[bytes, bool]:
     except FileNotFoundError:
         raise TraceError(f"{path}: no such file; expected a trace made by `kvscope run`") from None
     except OSError as error:
-        hint = "; `kvscope runs FOLDER` lists its traces" if path.is_dir() else ""
+        hint = "; `kvscope runs FOLDER` lists its traces" if isinstance(error, IsADirectoryError) else ""
         raise TraceError(f"{path}: cannot be read ({error.strerror}){hint}") from None
     except ValueError:  # a zero, or half a character
         raise TraceError(f"{str(path)!r}: not a name that a file can have") from None

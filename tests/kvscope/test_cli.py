@@ -262,7 +262,10 @@ def bad_files(folder: Path, orders: Path) -> dict[str, Path]:
         (["stats", "{folder}/text.h5"], 5, "not an HDF5 file"),
         (["stats", "{folder}/other.h5"], 5, "not a trace"),
         (["stats", "{folder}/absent.h5"], 5, "absent.h5"),
-        (["stats", "{folder}"], 5, "directory"),
+        (["stats", "{folder}"], 5, "`kvscope runs FOLDER` lists its traces"),
+        (["stats", "n" * 300], 5, "File name too long"),
+        (["calibrate", "--prompts", "n" * 300, "-o", "{folder}/c.h5"], 1, "File name too long"),
+        (["run", "--weights", "n" * 300, "-o", "{folder}/c.h5"], 1, "File name too long"),
         (["open", "{folder}/other.h5"], 7, "terminal"),
     ],
 )  # fmt: skip
