@@ -87,7 +87,7 @@ class KVCache:
         kept = np.flatnonzero(self.schedule.drop_step[layer, :, query_scale] > step).tolist()
         if kept:
             slots = {(query_scale, head): self._slots_for(layer, query_scale, head, tokens) for head in kept}
-            self.pool.write(np.concatenate(list(slots.values())), _rows_of(keys, kept), _rows_of(values, kept))
+            self.pool.write(np.concatenate(list(slots.values())), *self._of_heads(kept, keys, values))
             self._held[layer] |= slots
             self._index_bytes += sum(each.nbytes for each in slots.values() if each.base is None)
             self._held_bytes += tokens * self._bytes_of((layer, head, query_scale) for head in kept)
@@ -174,6 +174,13 @@ class KVCache:
     def _take(self, tokens: int, codec: int) -> Slots:
         return self.pool.take(tokens, codec) if isinstance(self.pool, MixedPool) else self.pool.take(tokens)
 
+    def _of_heads(self, heads: list[int], keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """[R, len(heads) * L, D] of [R, H, L, D] each."""
+        if len(heads) == keys.shape[1]:
+            return keys.flatten(1, 2), values.flatten(1, 2)
+        index = self.pool.index(np.array(heads, np.int32))
+        return keys.index_select(1, index).flatten(1, 2), values.index_select(1, index).flatten(1, 2)
+
     def _codec_of(self, layer: int, head: int, source_scale: int) -> int:
         """Index of the pool that it is stored in."""
         return 0 if self.schedule.codec is None else int(self.schedule.codec[layer, head, source_scale])
@@ -181,9 +188,3 @@ class KVCache:
     def _bytes_of(self, head_scales: Iterable[tuple[int, int, int]]) -> int:
         """Of one token of each (layer, head, source_scale) together."""
         return sum(int(self._token_bytes[self._codec_of(*one)]) for one in head_scales)
-
-
-def _rows_of(tensor: Tensor, heads: list[int]) -> Tensor:
-    """[R, len(heads) * L, D] of [R, H, L, D]."""
-    chosen = tensor if len(heads) == tensor.shape[1] else tensor[:, heads]
-    return chosen.flatten(1, 2)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor
 
-from heatkv.kernels import ragged, varlen
+from heatkv.kernels import dense, ragged, varlen
 from heatkv.kernels.plain import ragged_attention_plain
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("default")]
 
 FORMS = {
     "triton": (ragged.unavailable, ragged.ragged_attention),
+    "triton after cuDNN": (
+        ragged.unavailable,
+        functools.partial(ragged.ragged_attention, current=dense.cudnn_attention),
+    ),
     "varlen": (varlen.unavailable, varlen.ragged_attention_varlen),
 }
 KEPT = ([0, 1, 2, 3, 4, 5, 6], [0], [], [2, 6], [0, 1, 2], [6], [0, 5], [1])
@@ -106,6 +111,16 @@ def test_a_step_without_capture_waits_for_nothing(form: Attention, case: Case) -
         form(**arguments)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_large_map_s_own_scale_is_cudnn_s() -> None:
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("cuDNN is not faster there")
+    q = torch.zeros(2, 16, 4096, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+
+    assert dense.attention_for(q) is dense.cudnn_attention
+    assert dense.attention_for(q[:, :, :1024]) is None
+    assert dense.attention_for(q.float()) is None
 
 
 def test_the_triton_kernel_measures_without_waiting(case: Case) -> None:

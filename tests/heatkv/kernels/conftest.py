@@ -43,7 +43,8 @@ def cases() -> ModuleType:
 def interpreted() -> Iterator[Callable[..., tuple[Tensor, Tensor, Tensor | None]]]:
     """`ragged_attention` as Triton's interpreter computes it, in a process of its own; errors come as ValueError.
 
-    Its blocks are 16 queries by 16 keys unless told, so that small inputs have many.
+    Its blocks are 16 queries by 16 keys unless told, so that small inputs have many. `current_first`: it goes on from
+    attention over the current scale that was computed before it.
     """
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
@@ -53,10 +54,10 @@ def interpreted() -> Iterator[Callable[..., tuple[Tensor, Tensor, Tensor | None]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
 
         def call(
-            *, tile_queries: int = 16, tile_keys: int = 16, **arguments: Tensor | int
+            *, tile_queries: int = 16, tile_keys: int = 16, current_first: bool = False, **arguments: Tensor | int
         ) -> tuple[Tensor, Tensor, Tensor | None]:
             tile = {"queries": tile_queries, "keys": tile_keys, "warps": 4, "stages": 1}
-            protocol.send(process.stdin, {**arguments, "tile": tile})
+            protocol.send(process.stdin, {**arguments, "tile": tile, "current_first": current_first})
             answer = protocol.receive(process.stdout)
             assert answer is not None, "the interpreter's process ended; its own words are on stderr"
             if "error" in answer:

@@ -11,6 +11,7 @@ import sys
 from typing import Any, BinaryIO
 
 import torch
+from torch import Tensor
 
 from heatkv.errors import HeatKVError
 from heatkv.kernels.ragged import Tile, ragged_attention
@@ -34,12 +35,19 @@ def receive(stream: BinaryIO) -> dict[str, Any] | None:  # Any: as above
     return message
 
 
+def _current(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over the current scale alone, in place of cuDNN's."""
+    scores = q @ keys.transpose(-1, -2)
+    return scores.softmax(-1) @ values, scores.logsumexp(-1)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     while (arguments := receive(sys.stdin.buffer)) is not None:
         tile = Tile(**arguments.pop("tile"))
+        current = _current if arguments.pop("current_first") else None
         try:
-            out, lse, mass = ragged_attention(**arguments, tile=tile)
+            out, lse, mass = ragged_attention(**arguments, tile=tile, current=current)
         except HeatKVError as error:
             send(sys.stdout.buffer, {"error": str(error)})
         else:

@@ -33,8 +33,8 @@ SHARED_BYTES = {80: 166_912, 86: 101_376, 90: 232_448}
 """That a block of threads can have, by compute capability."""
 
 
-def assert_equals_twin(interpreted: Attention, arguments: dict[str, Tensor | int], **tile: int) -> None:
-    have_out, have_lse, have_mass = interpreted(**arguments, **tile)
+def assert_equals_twin(interpreted: Attention, arguments: dict[str, Tensor | int], **how: int) -> None:
+    have_out, have_lse, have_mass = interpreted(**arguments, **how)
     want_out, want_lse, want_mass = ragged_attention_plain(**arguments)
     # Float32, with sums in two orders.
     torch.testing.assert_close(have_out, want_out, rtol=0, atol=1e-5)
@@ -67,6 +67,7 @@ def test_results_are_those_of_the_plain_twin(
     )
 
     assert_equals_twin(interpreted, case.to(torch.float32).arguments)
+    assert_equals_twin(interpreted, case.to(torch.float32).arguments, current_first=True)
 
 
 @pytest.mark.parametrize(
@@ -127,11 +128,14 @@ def test_decoded_tokens_are_read_as_a_pool_of_their_own(cases: ModuleType, inter
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
 
 
-def test_capture_does_not_change_a_bit_of_the_output(cases: ModuleType, interpreted: Attention) -> None:
+@pytest.mark.parametrize("current_first", [False, True])
+def test_capture_does_not_change_a_bit_of_the_output(
+    cases: ModuleType, interpreted: Attention, *, current_first: bool
+) -> None:
     case = cases.ragged_case([[1, 3], [], [0, 4]], queries=37).to(torch.float32)
 
-    out, lse, mass = interpreted(**case.capturing(2).arguments)
-    plain_out, plain_lse, nothing = interpreted(**case.capturing(0).arguments)
+    out, lse, mass = interpreted(**case.capturing(2).arguments, current_first=current_first)
+    plain_out, plain_lse, nothing = interpreted(**case.capturing(0).arguments, current_first=current_first)
 
     assert torch.equal(out, plain_out)
     assert torch.equal(lse, plain_lse)
@@ -199,32 +203,37 @@ def test_a_tile_fits_the_shared_memory_and_is_not_much_wider_than_the_queries(
 
 
 def test_a_large_gpu_gets_the_largest_tile_and_a_tiny_one_the_smallest() -> None:
-    assert choose_tile(4096, 128, dtype_bytes=2, shared_bytes=232_448) == Tile(128, 64, warps=8, stages=3)
+    assert choose_tile(4096, 128, dtype_bytes=2, shared_bytes=232_448) == Tile(64, 64, warps=4, stages=3)
     assert choose_tile(4096, 128, dtype_bytes=2, shared_bytes=0) == Tile(16, 16, warps=2, stages=1)
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [(86, "bf16"), (90, "bf16"), (90, "fp32")])
+@pytest.mark.parametrize(
+    ("capability", "dtype", "current_done"),
+    [(86, "bf16", False), (90, "bf16", False), (90, "bf16", True), (90, "fp32", False)],
+)
 def test_the_kernel_compiles_within_the_shared_memory_of_a_gpu(
-    capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capability: int, dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, current_done: bool
 ) -> None:
     triton = pytest.importorskip("triton", reason="triton is not installed")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     dtype_bytes = 4 if dtype == "fp32" else 2
     tile = choose_tile(4096, 128, dtype_bytes=dtype_bytes, shared_bytes=SHARED_BYTES[capability])
 
-    compiled = _compiled(triton, capability, dtype, tile)
+    compiled = _compiled(triton, capability, dtype, tile, current_done=current_done)
 
     assert compiled.metadata.shared <= SHARED_BYTES[capability]
 
 
-def _compiled(triton: ModuleType, capability: int, dtype: str, tile: Tile) -> Any:  # Any: triton ships no types
+def _compiled(
+    triton: ModuleType, capability: int, dtype: str, tile: Tile, *, current_done: bool
+) -> Any:  # Any: triton ships no types
     """The kernel with capture, compiled as its first launch on such a GPU would."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     from heatkv.kernels.ragged_kernel import ragged_attention_kernel as kernel
 
-    fixed = {"head_dim": 128, "mass_columns": 16, "capture": True}
+    fixed = {"head_dim": 128, "mass_columns": 16, "capture": True, "current_done": current_done}
     fixed |= {"block_queries": tile.queries, "block_keys": tile.keys}
     pointers = dict.fromkeys(("slots", "offsets", "sources", "order"), "*i32") | {"lse": "*fp32", "mass": "*fp32"}
     signature, constants, aligned = {}, {}, {}
