@@ -230,17 +230,11 @@ class Run:
 
     def _hidden(self, scale: int, summed: Tensor, guidance: dict[int, float]) -> Tensor:
         self.query_scale = scale
-        if scale == 0:
-            x = self.model.start_tokens(self.text)
-        else:
-            features = self.codes.features(summed, scale)
-            x = self.model.embed(features).repeat(self.text.rows // features.shape[0], 1, 1)
         begin, end = self.scales.offsets[scale : scale + 2]
         levels = torch.full((end - begin,), scale, device=self.device)
         rope = self.rope.tokens(begin, end)
-        self.clock.begin()
         return self.model.trunk(
-            x,
+            self._inputs(scale, summed),  # in no variable, which would keep it alive through all layers
             levels,
             self.text,
             rope,
@@ -249,6 +243,13 @@ class Run:
             before_layer=self._before_layer,
             after_layer=self._after_layer,
         )
+
+    def _inputs(self, scale: int, summed: Tensor) -> Tensor:
+        """[R, L, C], of the codes of the scales before."""
+        if scale == 0:
+            return self.model.start_tokens(self.text)
+        features = self.codes.features(summed, scale)
+        return self.model.embed(features).repeat(self.text.rows // features.shape[0], 1, 1)
 
     def _attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         visible = self.cache.visible(layer, query_scale=self.query_scale, keys=k, values=v)
@@ -267,6 +268,7 @@ class Run:
 
     def _before_layer(self, _: int, x: Tensor) -> None:
         self.layer_input = x
+        self.clock.begin()
 
     def _raw_queries(self, layer: int, index: Tensor) -> Tensor:
         return self.model.raw_queries(layer, self.layer_input[:, index], self.text)
@@ -292,7 +294,6 @@ class Run:
         self.step_attended = None
         for one in self.clock.step_done(step):
             self.probe.step_done(one)
-        self.clock.begin()
 
     def _run_start(self) -> RunStart:
         config, dtype = self.model.config, self.model.kv_dtype
@@ -375,7 +376,7 @@ class StepClock:
 
     def scale_done(self) -> list[StepInfo]:
         """The steps held back, with their times on the device, which must have finished them."""
-        pairs = zip(self._events[::2], self._events[1::2], strict=False)  # the last begin has no end
+        pairs = zip(self._events[::2], self._events[1::2], strict=True)
         told = [
             dataclasses.replace(step, device_ns=round(begin.elapsed_time(end) * 1e6))
             for step, (begin, end) in zip(self._steps, pairs, strict=True)

@@ -11,7 +11,7 @@ Precision: the layers' matrices are in the model's dtype; everything else, and t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,9 +27,9 @@ NUM_LEVEL_EMBEDDINGS = 15
 _NORM_EPS = 1e-6
 _MAX_LOG_SCALE = math.log(100)
 _ROPE_BASE = 10000.0
-_TOKENS_AT_ONCE = 1024
-"""What a token needs between two attentions it needs alone. More at once are not faster, and their intermediate
-results would be fetched from the system, and cleared by it, every time."""
+_TOKENS_AT_ONCE, _ALL_ROWS_AT_ONCE = 1024, 16384
+"""In a row, and in all rows. What a token needs between two attentions it needs alone. More at once are not faster, and
+their intermediate results would be fetched from the system, and cleared by it, every time."""
 # A prime: a block of 2048 x 2048 numbers would make the query, key and value weights of infinity-2b equal.
 _BLOCK, _SHIFTS = 4_194_301, 1 << 16
 
@@ -211,20 +211,24 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor, index: int, context: TextContext, rope: Rope, attend: Attend) -> Tensor:
         gamma1, gamma2, scale1, scale2, shift1, shift2 = (self.modulation + context.modulation).unbind(2)
-        parts = x.split(_TOKENS_AT_ONCE, dim=1)
-        projected = [
+        rows, tokens, _ = x.shape
+        at_once = tokens_at_once(rows)
+        parts = x.split(at_once, dim=1)
+        projected = (
             self.attention.project(_layer_norm(part) * (1 + scale1) + shift1, part_rope)
-            for part, part_rope in zip(parts, rope.split(_TOKENS_AT_ONCE), strict=True)
-        ]
-        q, k, v = (_joined(each, dim=2) for each in zip(*projected, strict=True))
-        del projected
-        attended = attend(index, q, k, v).split(_TOKENS_AT_ONCE, dim=2)
-        done = []
-        for part, out in zip(parts, attended, strict=True):
-            part = part + self.attention.output(out) * gamma1
-            part = part + self.cross(self.cross_norm(part), context.keys_values[index], context.mask)
-            done.append(part + self.ffn(_layer_norm(part) * (1 + scale2) + shift2) * gamma2)
-        return _joined(done, dim=1)
+            for part, part_rope in zip(parts, rope.split(at_once), strict=True)
+        )
+        q, k, v = _joined(projected, tokens, dim=2)
+        attended = attend(index, q, k, v).split(at_once, dim=2)
+        del q, k, v  # the cache has copied what stays
+
+        def done() -> Iterator[tuple[Tensor]]:
+            for part, out in zip(parts, attended, strict=True):
+                part = part + self.attention.output(out) * gamma1
+                part = part + self.cross(self.cross_norm(part), context.keys_values[index], context.mask)
+                yield (part + self.ffn(_layer_norm(part) * (1 + scale2) + shift2) * gamma2,)
+
+        return _joined(done(), tokens, dim=1)[0]
 
 
 class _SelfAttention(nn.Module):
@@ -249,9 +253,9 @@ class _SelfAttention(nn.Module):
         bias = torch.cat((self.q_bias, self.k_bias, self.v_bias)).to(weight.dtype)
         qkv = F.linear(x.to(weight.dtype), weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each [R, H, L, D]
-        q = F.normalize(q.float(), dim=-1) * self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()
-        k = F.normalize(k.float(), dim=-1)
-        return rope.rotate(q).to(v.dtype), rope.rotate(k).to(v.dtype), v
+        q = rope.rotate(F.normalize(q.float(), dim=-1) * self.log_scale.clamp(max=_MAX_LOG_SCALE).exp()).to(v.dtype)
+        k = rope.rotate(F.normalize(k.float(), dim=-1)).to(v.dtype)
+        return q, k, v.contiguous()  # a view would keep all three alive as they were projected
 
     def raw_queries(self, x: Tensor) -> Tensor:
         """[R, H, n, D] of modulated inputs [R, n, C]: the projection alone."""
@@ -367,8 +371,25 @@ def _layer_norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=_NORM_EPS)
 
 
-def _joined(parts: Sequence[Tensor], *, dim: int) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=dim)
+def tokens_at_once(rows: int) -> int:
+    """Tokens of a row that go through a layer at a time, but for attention."""
+    return max(1, min(_TOKENS_AT_ONCE, _ALL_ROWS_AT_ONCE // rows))
+
+
+def _joined(parts: Iterable[tuple[Tensor, ...]], tokens: int, *, dim: int) -> tuple[Tensor, ...]:
+    """Several tensors of so many tokens, from their parts; each goes to its place as it comes, and is let go."""
+    wholes: tuple[Tensor, ...] = ()
+    begin = 0
+    for part in parts:
+        length = part[0].shape[dim]
+        if length == tokens:
+            return part
+        wholes = wholes or tuple(one.new_empty(*one.shape[:dim], tokens, *one.shape[dim + 1 :]) for one in part)
+        for whole, one in zip(wholes, part, strict=True):
+            whole.narrow(dim, begin, length).copy_(one)
+        begin += length
+        del part, one  # else they were alive while the next part is made
+    return wholes
 
 
 def _guide(x: Tensor, strength: float) -> Tensor:

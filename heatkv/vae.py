@@ -41,7 +41,13 @@ class BSQVAE(nn.Module):
 
     @torch.inference_mode()
     def decode_rgb(self, latent: Tensor) -> Tensor:
-        """The image of a latent as uint8 RGB: [batch, height, width, 3], truncated as the official code does."""
+        """The image of a latent as uint8 RGB: [batch, height, width, 3], truncated as the official code does.
+
+        One after the other: decoding an image takes many times the memory that it takes itself.
+        """
+        return torch.cat([self._decode_one(one) for one in latent.split(1)])
+
+    def _decode_one(self, latent: Tensor) -> Tensor:
         image = self.decode(latent.to(self.decoder.conv_in.weight.dtype)).float()
         return ((image + 1) / 2 * 255).to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -110,6 +116,13 @@ class ResidualCodes:
     @property
     def _last(self) -> int:
         return self.scales.num_scales - 1
+
+
+def shrunk(latent: Tensor, most_cells: int) -> Tensor:
+    """A latent [batch, channels, height, width] whose longer side is at most so many cells, of the same aspect."""
+    height, width = latent.shape[-2:]
+    ratio = min(1.0, most_cells / max(height, width))
+    return F.interpolate(latent, size=(max(1, round(height * ratio)), max(1, round(width * ratio))), mode="area")
 
 
 def _resize(cells: Tensor, grid: Grid) -> Tensor:

@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 
 UNCOUNTED = (
     "the text encoder",
-    "the VAE's weights",
     "what a GPU's driver and an allocator keep for themselves",
     "previews of a recorded run, decoded while the cache is held",
 )
 _MOST_IMAGES = 1 << 20
-_DECODER_TENSORS = 3
-"""Of the decoder's largest, alive at once in the first block at the image's own size: input, normalised, activated."""
+_RGB = 3
+_DECODER_TENSORS = {"cpu": 3, "cuda": 5}
+"""Of the decoder's largest, alive at once in the first block at the image's own size: input, normalised, activated; on
+CUDA also what cuDNN copies into a layout of its own, input and output (seen on an H100: 4.9 at 0.25M and 1M)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +45,14 @@ class Use:
 
     images: int
     weights_bytes: int
-    """Of the transformer."""
+    """Of the transformer and the VAE."""
     cache_bytes: int
     """The pool, for the whole budget, or under a policy for its plan's peak; and its index, where that is on the device
     as well."""
     layer_bytes: int
     """The most that one layer needs for a moment, beside the two above."""
     decode_bytes: int
-    """At least so much to decode the images; the cache and the layers are gone by then."""
+    """To decode the images, one after the other; the cache and the layers are gone by then."""
 
     @property
     def total_bytes(self) -> int:
@@ -140,10 +141,11 @@ class Setting:
         index_bytes = forecast.said_bytes(schedule, rows) + (forecast.SLOT_NUMBER_BYTES if on_cpu else 0)
         return Use(
             images,
-            forecast.weight_bytes(self.config, self.dtype_bytes),
+            forecast.weight_bytes(self.config, self.dtype_bytes)
+            + forecast.vae_weight_bytes(self.config.vae, self.dtype_bytes),
             cache_bytes + tokens * index_bytes,
             max(self._layer_bytes(schedule, scale, rows, on_cpu=on_cpu) for scale in range(schedule.scales.num_scales)),
-            images * height * width * self._decoder_channels * self.dtype_bytes * _DECODER_TENSORS,
+            height * width * (self._decoder_bytes_per_pixel + images * _RGB),
         )
 
     def _plan(self, resolution: str, budget: float, rows: int) -> tuple[PruningSchedule, int, int]:
@@ -172,10 +174,11 @@ class Setting:
         return tokens, sink_tokens * plain + (tokens - sink_tokens) * coded
 
     @property
-    def _decoder_channels(self) -> int:
-        """Of the decoder's widest tensor at the image's own size."""
+    def _decoder_bytes_per_pixel(self) -> int:
+        """Of the decoder's widest tensors at the image's own size."""
         vae = self.config.vae
-        return vae.base_channels * max(vae.multipliers[:2])
+        tensors = _DECODER_TENSORS[device_kind(self.device)]
+        return vae.base_channels * max(vae.multipliers[:2]) * self.dtype_bytes * tensors
 
     def _layer_bytes(self, schedule: PruningSchedule, scale: int, rows: int, *, on_cpu: bool) -> int:
         way = "grouped" if on_cpu else "triton"
@@ -282,7 +285,7 @@ def _batches(found: Capacity) -> list[list[str]]:
 
 def _uses(found: Capacity) -> list[list[str]]:
     last = found.cells[-1].resolution
-    rows = [[f"{last}, budget", "images", "weights", "cache", "one layer", "decoding ≥", "total", "left"]]
+    rows = [[f"{last}, budget", "images", "weights", "cache", "one layer", "decoding", "total", "left"]]
     room = found.memory_bytes - found.reserve_bytes
     for cell in found.cells:
         if cell.resolution != last or cell.use is None:

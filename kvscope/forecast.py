@@ -6,6 +6,7 @@ Pure numpy. What it says of the cache, of weights and of a layer's tensors is he
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from heatkv.config import ModelConfig
+    from heatkv.config import ModelConfig, VAEConfig
     from heatkv.schedule import PruningSchedule
 
 SLOT_NUMBER_BYTES = 4
@@ -21,8 +22,8 @@ SLOT_NUMBER_BYTES = 4
 TOKEN_NUMBER_BYTES, CARRIED_BYTES = 2, 4
 """Of what an online policy's cache says of each token in each row: which it is, and the number that a policy may let
 travel with it (heatkv.token_cache)."""
-TOKENS_AT_ONCE = 1024
-"""Tokens that a layer's feed-forward takes at a time (heatkv.transformer)."""
+TOKENS_AT_ONCE, ALL_ROWS_AT_ONCE = 1024, 16384
+"""Tokens of a row, and of all rows, that a layer takes at a time, but for attention (heatkv.transformer)."""
 GATHER_BYTES = 32 << 20
 """The most that keys and values gathered for one call take, but at least one head's (heatkv.kernels.grouped)."""
 _NUM_LEVELS = 15
@@ -90,44 +91,91 @@ def weight_bytes(config: ModelConfig, dtype_bytes: int) -> int:
     return layers + sum(around) * _F32
 
 
+def vae_weight_bytes(config: VAEConfig, dtype_bytes: int) -> int:
+    """Bytes of the VAE's weights, encoder and decoder, in the run's dtype."""
+    widths = [config.base_channels * multiplier for multiplier in config.multipliers]
+    last, blocks = widths[-1], config.encoder_blocks
+    middle = 2 * _block(last, last)
+    changing = [width for index, width in enumerate(widths) if 2**index < config.patch_size]
+    encoder = [_conv(3, config.base_channels), _conv(last, config.code_channels), 2 * last, middle]
+    encoder += [_conv(width, width) for width in changing]
+    encoder += _levels([config.base_channels, *widths], blocks)
+    growing = [width for index, width in enumerate(widths) if 1 < 2**index <= config.patch_size]
+    decoder = [_conv(config.code_channels, last), _conv(widths[0], 3), 2 * widths[0], middle]
+    decoder += [_conv(width, width) for width in growing]
+    decoder += _levels([last, *reversed(widths)], blocks + 1)
+    return (sum(encoder) + sum(decoder)) * dtype_bytes
+
+
+def _levels(widths: list[int], blocks: int) -> list[int]:
+    """Parameters of each level from the channels before it to its own."""
+    return [_block(before, width) + (blocks - 1) * _block(width, width) for before, width in pairwise(widths)]
+
+
+def _block(before: int, width: int) -> int:
+    """Parameters of a residual block."""
+    shortcut = _conv(before, width, side=1) if before != width else 0
+    return 2 * before + _conv(before, width) + 2 * width + _conv(width, width) + shortcut
+
+
+def _conv(before: int, width: int, *, side: int = 3) -> int:
+    return before * width * side**2 + width
+
+
 @dataclass(frozen=True, slots=True)
 class Transients:
     """Estimates, in bytes, of what one layer of a scale needs for a moment, beside cache and weights."""
 
-    stream_bytes: int
-    """A layer's input and output, float32."""
-    qkv_bytes: int
-    """Queries, keys and values of the scale."""
-    attended_bytes: int
-    """What attention gives."""
+    input_bytes: int
+    """The layer's input, float32, and the level embedding: there all the time."""
+    projecting_bytes: int
+    """Queries, keys and values, and what it takes to normalise and rotate a part of them."""
     gathered_bytes: int
     """Keys and values copied, or decoded, together for one call of attention, 0 where a kernel reads them in place; of
     an online policy, those among which it chooses, and those that stay."""
-    ffn_bytes: int
-    """Hidden numbers of the feed-forward layer, before and after its nonlinearity, TOKENS_AT_ONCE at a time."""
+    attending_bytes: int
+    """Queries, keys and values, what is gathered, and what attention gives."""
+    feeding_bytes: int
+    """What attention gave, what the layer gives, and of a part the hidden numbers of the feed-forward, before and after
+    its nonlinearity."""
     logits_bytes: int
-    """Of the scale's bits, float32."""
+    """Of the scale's bits, float32, and of what they are computed from."""
 
     @property
     def total_bytes(self) -> int:
-        """At most so much at once: keys and values are gathered before the feed-forward begins."""
-        moment = max(self.gathered_bytes, self.ffn_bytes)
-        return max(self.stream_bytes + self.qkv_bytes + self.attended_bytes + moment, self.logits_bytes)
+        """The most at once."""
+        return self.input_bytes + max(
+            self.projecting_bytes, self.attending_bytes, self.feeding_bytes, self.logits_bytes
+        )
 
 
 def transients(
     schedule: PruningSchedule, config: ModelConfig, query_scale: int, *, rows: int, dtype_bytes: int, attention: str
 ) -> Transients:
-    """What a layer of a scale needs; `attention`: the way it is computed, one of heatkv.attention.PATHS."""
+    """What a layer of a scale needs; `attention`: the way it is computed, one of heatkv.attention.PATHS.
+
+    Tensors as heatkv.transformer makes them and lets go of them; what a library's kernels take is not counted.
+    """
     tokens = schedule.scales.tokens[query_scale]
-    channel_bytes = rows * tokens * config.width
+    numbers = rows * tokens * config.width
+    first = rows * config.width * min(tokens, TOKENS_AT_ONCE, max(1, ALL_ROWS_AT_ONCE // rows))
+    gathered = _copied_bytes(schedule, query_scale, 2 * rows * config.head_dim * dtype_bytes, attention)
+    hidden = round(2 * config.ffn_width / config.width * dtype_bytes)
+
+    def in_parts(of_part: int, of_result: int) -> int:
+        """Bytes for each number of a part, and of the result, which is allocated when the first part is done."""
+        second = min(first, numbers - first)
+        return max(first * of_part, second * of_part + numbers * of_result if second else 0)
+
     return Transients(
-        stream_bytes=2 * channel_bytes * _F32,
-        qkv_bytes=3 * channel_bytes * dtype_bytes,
-        attended_bytes=channel_bytes * dtype_bytes,
-        gathered_bytes=_copied_bytes(schedule, query_scale, 2 * rows * config.head_dim * dtype_bytes, attention),
-        ffn_bytes=2 * rows * min(tokens, TOKENS_AT_ONCE) * config.ffn_width * dtype_bytes,
-        logits_bytes=rows * tokens * 2 * config.bits_per_token * _F32,
+        input_bytes=(numbers + tokens * config.width) * _F32,
+        # Float32: the input normalised and modulated, a normalised query or key, and twice as much to rotate it.
+        projecting_bytes=in_parts(4 * _F32 + 4 * dtype_bytes, 3 * dtype_bytes),
+        gathered_bytes=gathered,
+        attending_bytes=4 * numbers * dtype_bytes + gathered,
+        # Float32: what the part is so far, and the same normalised and modulated.
+        feeding_bytes=numbers * dtype_bytes + in_parts(2 * _F32 + hidden, _F32),
+        logits_bytes=(2 * numbers + rows * tokens * 2 * config.bits_per_token) * _F32,
     )
 
 

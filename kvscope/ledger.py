@@ -224,6 +224,7 @@ def _predicted(job: _Job, cache: _Cache, layer_bytes: int) -> Known:
     if not job.is_known:
         return found | dict.fromkeys(("weights", "rss_added", "allocated"), unavailable("a model unknown here"))
     weight_bytes = forecast.weight_bytes(job.config, job.dtype_bytes)
+    weight_bytes += forecast.vae_weight_bytes(job.config.vae, job.dtype_bytes)
     found["weights"] = Amount(weight_bytes, "predicted")
     if device_kind(job.device) == "cuda":
         found["index_on_host"] = Amount(cache.capacity + cache.said - cache.stored, "predicted")

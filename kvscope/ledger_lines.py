@@ -81,8 +81,9 @@ _CPU = (
           "Resident memory of the process less what it had before the first scale; read at the end of each scale, so "
           "what came and went within one is not seen.",
           "allocator.process_rss_bytes less its first row", "stored KV + tensors of one layer", is_total=True),
-    Entry("weights", "part", "transformer's weights",
-          "Parameters of the transformer: matrices of its layers in the run's dtype, the rest in float32.",
+    Entry("weights", "part", "weights of the model",
+          "Parameters of the transformer, matrices of its layers in the run's dtype and the rest in float32, and of "
+          "the VAE.",
           "not told apart by the system", "from the model's shape"),
     Entry("host_other", "residual", "held before the run",
           "Python, torch and other libraries, weights, and what loading them left behind.",
@@ -112,9 +113,10 @@ _CUDA = (
           "pool capacity - stored KV", "the same"),
     Entry("weights", "part", "weights and text",
           "What torch had allocated on the GPU before the first scale, less the pool: weights, text context, tables.",
-          "allocator.allocated_bytes of its first row - pool capacity", "the transformer's weights alone"),
+          "allocator.allocated_bytes of its first row - pool capacity", "the transformer's and the VAE's weights"),
     Entry("moment", "residual", "activations and workspaces",
-          "What one layer needs for a moment (q, k, v, outputs, feed-forward, workspaces), codes, logits, the decoder.",
+          "What one layer needs for a moment (q, k, v, outputs, feed-forward, workspaces), codes, logits, a preview's "
+          "decoding.",
           "allocated - stored KV - index - weights", "tensors of one layer",
           negative="less was allocated than before the first scale: something of the start was freed"),
     Entry("allocated", "level", "allocator: allocated",

@@ -53,6 +53,8 @@ _MOST_THREADS = 1024
 
 _CHEAP_CHANNELS = 64
 """VAEs of at most this base width decode in milliseconds on a CPU."""
+_PREVIEW_CELLS = 16
+"""Of a larger VAE's latent, the longer side of a preview's: 256 pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,10 +294,20 @@ def _gpu(pipeline: Pipeline) -> int | str:
 
 
 def _preview(pipeline: Pipeline) -> Preview | None:
-    """Decodes the codes so far, or None where a picture after every scale would cost more than the run should bear."""
-    if pipeline.config.vae.base_channels > _CHEAP_CHANNELS and pipeline.device.type == "cpu":
+    """Decodes the codes so far, of large VAEs a small picture, as the whole one takes more memory than most caches;
+    None where even that, after every scale, would cost more than the run should bear."""
+    is_cheap = pipeline.config.vae.base_channels <= _CHEAP_CHANNELS
+    if not is_cheap and pipeline.device.type == "cpu":
         return None
-    return lambda codes: pipeline.vae.decode_rgb(codes[:1])[0].cpu().numpy()
+    # Deferred: torch, as in load_pipeline.
+    from heatkv.vae import shrunk
+
+    def preview(codes: Tensor) -> NDArray[np.uint8]:
+        first = codes[:1] if is_cheap else shrunk(codes[:1], _PREVIEW_CELLS)
+        picture: NDArray[np.uint8] = pipeline.vae.decode_rgb(first)[0].cpu().numpy()
+        return picture
+
+    return preview
 
 
 class _Listeners:

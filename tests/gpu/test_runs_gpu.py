@@ -265,3 +265,21 @@ class TestCommands:
         ledger = json.loads(capsys.readouterr().out)
         measured = {line["key"]: line["measured"]["num_bytes"] for line in ledger["run"]["lines"]}
         assert measured["allocated"] <= measured["reserved"] <= measured["total"], measured
+
+    def test_the_allocator_s_peak_was_predicted(
+        self, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "run.h5"
+        shape = ["--model", "infinity-2b", "--random-weights", "--resolution", "0.25M"]
+        assert main(["run", "--device", "cuda", *shape, "-o", str(path)]) == 0
+        capsys.readouterr()
+        assert main(["ledger", str(path), "--json"]) == 0
+
+        lines = {line["key"]: line for line in json.loads(capsys.readouterr().out)["run"]["lines"]}
+        allocated = lines["allocated"]
+        assert 0.95 < allocated["measured"]["num_bytes"] / allocated["predicted"]["num_bytes"] < 1.05
+        with Trace.open(path) as opened:
+            preview, image = opened.preview(SCALES.num_scales - 1), opened.image()
+        assert preview is not None
+        assert image is not None
+        assert (preview.shape, image.shape) == ((256, 256, 3), (512, 512, 3))

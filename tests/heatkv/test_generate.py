@@ -671,18 +671,17 @@ class _Event:
 class TestStepClock:
     def _step(self, clock: StepClock, layer: int) -> tuple[StepInfo, list[StepInfo]]:
         """A step of 5 ms and a pause of 1 ms; with the steps that the clock lets out between them."""
+        clock.begin()
         _Event.now_ms += 5
         begin_ns, end_ns = clock.end()
         tokens = np.zeros((1, 2), np.int64)
         step = StepInfo(0, layer, begin_ns, end_ns, None, 0, 0, 0, tokens, tokens)
         told = clock.step_done(step)
         _Event.now_ms += 1
-        clock.begin()
         return step, told
 
     def test_on_the_cpu_a_step_is_told_at_once_and_host_time_is_its_time(self) -> None:
         clock = StepClock("cpu")
-        clock.begin()
 
         step, told = self._step(clock, 0)
 
@@ -694,7 +693,6 @@ class TestStepClock:
     def test_with_a_device_steps_wait_for_their_scale_and_have_its_times(self) -> None:
         clock = StepClock("cuda", new_event=_Event)  # type: ignore[arg-type]  # what it uses of an event
         for _ in range(2):
-            clock.begin()
             steps = [self._step(clock, layer) for layer in range(3)]
 
             told = clock.scale_done()

@@ -10,7 +10,8 @@ import torch
 
 from heatkv.config import MODELS, VAEConfig
 from heatkv.scales import ScaleSchedule
-from heatkv.vae import BSQVAE, ResidualCodes
+from heatkv.vae import BSQVAE, ResidualCodes, shrunk
+from tests.benchmarks.memory import most_tensor_bytes
 
 if TYPE_CHECKING:
     from tests.heatkv.conftest import Golden
@@ -197,6 +198,27 @@ class TestAutoencoder:
         assert rgb.dtype == torch.uint8
         assert rgb.shape == (1, 8, 8, 3)
         assert rgb[0, 0, 0].tolist() == [254, 0, 255]
+
+    def test_a_batch_is_decoded_image_by_image(self) -> None:
+        vae = _vae()
+        latent = torch.randn(3, vae.config.code_channels, 6, 8, generator=torch.Generator().manual_seed(0))
+
+        together = vae.decode_rgb(latent)
+
+        assert torch.equal(together, torch.cat([vae.decode_rgb(one) for one in latent.split(1)]))
+        alone = most_tensor_bytes(lambda: vae.decode_rgb(latent[:1]))
+        assert most_tensor_bytes(lambda: vae.decode_rgb(latent)) < 1.5 * alone
+
+    @pytest.mark.parametrize(
+        ("grid", "small"), [((64, 64), (16, 16)), ((48, 80), (10, 16)), ((3, 90), (1, 16)), ((12, 16), (12, 16))]
+    )
+    def test_a_latent_shrinks_to_so_many_cells_and_keeps_its_aspect(
+        self, grid: tuple[int, int], small: tuple[int, int]
+    ) -> None:
+        latent = torch.ones(1, 4, *grid)
+
+        assert shrunk(latent, 16).shape == (1, 4, *small)
+        assert shrunk(latent, 16).unique().tolist() == [1.0]
 
     def test_a_bfloat16_vae_decodes_float32_codes(self) -> None:
         vae = _vae()

@@ -4,15 +4,18 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from heatkv.bundled import bundled_calibration
 from heatkv.config import model_config
 from heatkv.errors import BudgetError, UnknownNameError
+from heatkv.vae import BSQVAE
 from kvscope import cli
 from kvscope.capacity import UNCOUNTED, Capacity, Setting, capacity, capacity_text, resolutions_of
 from kvscope.job import Job
 from kvscope.ledger import predict
 from kvscope.plan import plan_job
+from tests.benchmarks.memory import most_tensor_bytes
 
 GIB = 1 << 30
 TINY = Setting(model_config("infinity-tiny"), "cuda", "bfloat16", 2, 2)
@@ -53,6 +56,22 @@ def test_the_parts_of_one_image_are_those_of_the_ledger(device: str, budget: flo
     assert total is not None
     # The plan's peak may be some tokens below its budget; on a CPU it has fewer heads to gather for.
     assert total <= use.weights_bytes + use.cache_bytes + use.layer_bytes <= 1.05 * total
+
+
+@pytest.mark.parametrize("setting", [TINY, LARGE])
+@pytest.mark.parametrize("images", [1, 3])
+def test_decoding_takes_what_the_decoders_tensors_do(setting: Setting, images: int) -> None:
+    config = setting.config
+    resolution = resolutions_of(config)[-1]
+    with torch.device("meta"):
+        vae = BSQVAE(config.vae).to(torch.bfloat16)
+    grid = config.schedule_for(None if config.scales else resolution).sizes[-1]
+    latent = torch.empty(images, config.vae.code_channels, *grid, device="meta")
+
+    most = most_tensor_bytes(lambda: vae.decode_rgb(latent))
+
+    use = dataclasses.replace(setting, device="cpu").use(resolution, 1.0, images)
+    assert 0.97 < use.decode_bytes / most < 1.03
 
 
 def test_where_not_one_image_fits_the_line_that_is_too_large_is_named() -> None:

@@ -10,10 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+import heatkv.generate
+from heatkv.attention import Attended
 from heatkv.budget import minimum_budget
 from heatkv.cache import KVCache
+from heatkv.checkpoint import random_transformer
 from heatkv.codecs import CODECS
 from heatkv.config import MODELS, ModelConfig, VAEConfig
+from heatkv.generate import generate
 from heatkv.kernels import grouped
 from heatkv.online import OnlinePlan, plan_in_codec
 from heatkv.orders import HeadOrders
@@ -24,8 +28,10 @@ from heatkv.pool import Slots
 from heatkv.scales import ScaleSchedule
 from heatkv.schedule import PruningSchedule
 from heatkv.token_cache import TokenCache
-from heatkv.transformer import _TOKENS_AT_ONCE, Infinity
+from heatkv.transformer import _ALL_ROWS_AT_ONCE, _TOKENS_AT_ONCE, Infinity
+from heatkv.vae import BSQVAE
 from kvscope import forecast
+from tests.benchmarks.memory import most_tensor_bytes
 
 SCALES = ScaleSchedule.custom(((1, 1), (2, 2), (2, 3), (3, 3), (4, 4)))
 CONFIG = ModelConfig("planned", 3, 32, 4, 3, VAEConfig(8, 4), sink_scales=1)
@@ -153,9 +159,18 @@ def test_weights_are_those_of_the_real_transformer(config: ModelConfig, dtype: t
     assert forecast.weight_bytes(config, dtype.itemsize) == held
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_the_vae_weighs_what_its_parameters_do(name: str) -> None:
+    config = MODELS[name].vae
+    with torch.device("meta"):
+        model = BSQVAE(config).to(torch.bfloat16)
+
+    assert forecast.vae_weight_bytes(config, 2) == sum(parameter.nbytes for parameter in model.parameters())
+
+
 def test_constants_are_heatkvs() -> None:
     assert grouped.GATHER_BYTES == forecast.GATHER_BYTES
-    assert _TOKENS_AT_ONCE == forecast.TOKENS_AT_ONCE
+    assert (_TOKENS_AT_ONCE, _ALL_ROWS_AT_ONCE) == (forecast.TOKENS_AT_ONCE, forecast.ALL_ROWS_AT_ONCE)
     assert np.empty(1, Slots.__args__[1].__args__[0]).nbytes == forecast.SLOT_NUMBER_BYTES
 
 
@@ -163,15 +178,35 @@ def transients(schedule: PruningSchedule, query_scale: int, attention: str = "gr
     return forecast.transients(schedule, CONFIG, query_scale, rows=ROWS, dtype_bytes=DTYPE_BYTES, attention=attention)
 
 
+@pytest.mark.parametrize("side", [24, 32, 48])
+@pytest.mark.parametrize(("batch", "dtype"), [(1, torch.bfloat16), (12, torch.bfloat16), (1, torch.float32)], ids=str)
+def test_a_layers_tensors_are_those_that_a_run_has_at_most(
+    side: int, batch: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of attention its output alone, as where a kernel reads everything in place."""
+    monkeypatch.setattr(heatkv.generate, "attend", lambda q, *_, **__: Attended(torch.zeros_like(q)))
+    config = ModelConfig("wide", 1, 512, 4, 1, VAEConfig(8, 4), text_width=64, text_maxlen=8, sink_scales=1)
+    scales = ScaleSchedule.custom(((1, 1), (side, side)))
+    schedule = FullPolicy().plan(config, scales)
+    model = random_transformer(config, dtype=dtype, device="cpu", seed=0)
+    texts = [torch.zeros(2, 64)] * batch
+    sizes = {"rows": 2 * batch, "dtype_bytes": dtype.itemsize}
+
+    most = most_tensor_bytes(lambda: generate(model, texts, scales, schedule=schedule, seed=0))
+
+    layer = forecast.transients(schedule, config, 1, **sizes, attention="triton").total_bytes
+    assert 0.93 < layer / (most - schedule.capacity_bytes(config.head_dim, **sizes)) < 1.01
+
+
 def test_a_layers_tensors_are_counted_in_full() -> None:
     found = transients(FullPolicy().plan(CONFIG, SCALES), 4)
 
-    assert found.qkv_bytes == 3 * ROWS * 16 * 32 * 4
-    assert found.logits_bytes == ROWS * 16 * 2 * 8 * 4
+    numbers = ROWS * 16 * 32
     assert found.gathered_bytes == 4 * SCALES.total_tokens * TOKEN_BYTES
-    assert found.total_bytes == found.stream_bytes + found.qkv_bytes + found.attended_bytes + max(
-        found.gathered_bytes, found.ffn_bytes
-    )
+    assert found.attending_bytes == 4 * numbers * 4 + found.gathered_bytes
+    assert found.logits_bytes == 2 * numbers * 4 + ROWS * 16 * 2 * 8 * 4
+    parts = (found.projecting_bytes, found.attending_bytes, found.feeding_bytes, found.logits_bytes)
+    assert found.total_bytes == found.input_bytes + max(parts)
 
 
 def test_no_more_is_gathered_than_allowed_but_at_least_one_head(monkeypatch: pytest.MonkeyPatch) -> None:
