@@ -19,7 +19,7 @@ from torch import Tensor
 
 from heatkv.codecs import MODEL
 from heatkv.errors import OptionError, UnknownNameError
-from heatkv.kernels import ragged, varlen
+from heatkv.kernels import dense, ragged, varlen
 from heatkv.kernels.grouped import grouped_attention
 from heatkv.kernels.mass import key_mass
 from heatkv.kernels.plain import ragged_attention_plain
@@ -69,7 +69,8 @@ def _chosen_path(device: torch.device, dtype: torch.dtype, head_dim: int, reques
         return Path("grouped", "CPU: heads that keep equally many tokens share one call")
     why_not = {name: _unavailable(name, device, dtype, head_dim) for name in ("triton", "varlen")}
     if why_not["triton"] is None:
-        return Path("triton", "CUDA: one kernel reads every head's slots in place")
+        after = dense.note(device, dtype=dtype, head_dim=head_dim)
+        return Path("triton", f"CUDA: one kernel reads every head's slots in place{after}")
     if why_not["varlen"] is None:
         return Path("varlen", f"CUDA; the Triton kernel cannot be used: {why_not['triton']}")
     return Path("plain", f"no faster way: {why_not['triton']}; {why_not['varlen']}")

@@ -40,11 +40,13 @@ class BSQVAE(nn.Module):
         return self.decoder(latent).clamp(-1, 1)  # type: ignore[no-any-return]  # as above
 
     @torch.inference_mode()
-    def decode_rgb(self, latent: Tensor) -> Tensor:
+    def decode_rgb(self, latent: Tensor, *, most_cells: int | None = None) -> Tensor:
         """The image of a latent as uint8 RGB: [batch, height, width, 3], truncated as the official code does.
 
-        One after the other: decoding an image takes many times the memory that it takes itself.
+        One after the other: decoding an image takes many times the memory that it takes itself. `most_cells`: a small
+        picture instead, of a latent shrunk to so many cells on its longer side.
         """
+        latent = latent if most_cells is None else shrunk(latent, most_cells)
         return torch.cat([self._decode_one(one) for one in latent.split(1)])
 
     def _decode_one(self, latent: Tensor) -> Tensor:

@@ -84,11 +84,11 @@ class Visible:
     def packed(self) -> Packed:
         """The same as flat index arrays on the pool's device, in one copy that nobody waits for."""
         counts = [len(slots) for slots in self.slots]
-        source_of = [np.repeat([s for s, _ in sources], [n for _, n in sources]) for sources in self.sources]
+        source_of, tokens_of = np.array([one for sources in self.sources for one in sources], np.int32).reshape(-1, 2).T
         parts = (
             np.concatenate(self.slots),
             np.cumsum([0, *counts]),
-            np.concatenate(source_of),
+            np.repeat(source_of, tokens_of),
             np.argsort(np.negative(counts), kind="stable"),
         )
         ends = np.cumsum([0, *(len(part) for part in parts)])

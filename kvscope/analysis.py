@@ -110,6 +110,9 @@ class Summary:
     """The most that torch's CUDA allocator held."""
     process_rss_peak_bytes: int | None
     gpu_used_peak_bytes: int | None
+    """Of the whole GPU, the decoding of the image included."""
+    gpu_used_scales_peak_bytes: int | None
+    """The same until the last scale ended."""
     gpu_unavailable: str | None
     recorder: RecorderCost | None
     scales: tuple[ScaleSummary, ...]
@@ -140,6 +143,7 @@ _MEASURED = (
     "allocator_peak_bytes",
     "process_rss_peak_bytes",
     "gpu_used_peak_bytes",
+    "gpu_used_scales_peak_bytes",
     "recorder",
     "scales",
 )
@@ -189,6 +193,7 @@ def summarize(trace: Trace) -> Summary:
         allocator_peak_bytes=_largest(trace.allocator["peak_bytes"]),
         process_rss_peak_bytes=_largest(trace.allocator["process_rss_bytes"]),
         gpu_used_peak_bytes=_largest(trace.gpu["used_bytes"]),
+        gpu_used_scales_peak_bytes=_largest(_until_the_scales_ended(trace)["used_bytes"]),
         gpu_unavailable=trace.gpu_unavailable,
         recorder=_recorder_cost(trace, seconds),
         scales=tuple(_scale_summary(trace, scale) for scale in range(trace.scales_done)),
@@ -237,6 +242,13 @@ def _layer_seconds(steps: NDArray[np.void]) -> float | None:
 
 def _over(part: int | None, whole: int | None) -> float | None:
     return None if part is None or not whole else part / whole
+
+
+def _until_the_scales_ended(trace: Trace) -> NDArray[np.void]:
+    """GPU samples."""
+    ended_ns = trace.allocator["t_ns"][-1:]
+    gpu: NDArray[np.void] = trace.gpu
+    return gpu[gpu["t_ns"] <= ended_ns] if ended_ns.size else gpu
 
 
 def _largest(values: NDArray[np.float64]) -> int | None:

@@ -128,7 +128,7 @@ def measure(trace: Trace) -> Ledger:
         dtype=header.dtype,
         rows=header.rows,
         defined=_defined(schedule, job),
-        run=sheet_of(None, header.device, predicted[None], _measured(trace, 0, done) if done else None),
+        run=sheet_of(None, header.device, predicted[None], _measured_run(trace) if done else None),
         scales=tuple(
             sheet_of(
                 scale, header.device, predicted[scale], _measured(trace, scale, scale + 1) if scale < done else None
@@ -234,6 +234,17 @@ def _predicted(job: _Job, cache: _Cache, layer_bytes: int) -> Known:
     return found
 
 
+def _measured_run(trace: Trace) -> Known:
+    """The most during all finished scales, and what the GPU's driver saw afterwards."""
+    found = _measured(trace, 0, trace.scales_done)
+    if trace.scales_done < trace.header.scales.num_scales or not trace.allocator.size:
+        return found | {"decoding": unavailable("the run did not get so far")}
+    after = trace.gpu[trace.gpu["t_ns"] > trace.allocator["t_ns"][-1]]
+    if trace.gpu.size and not after.size:
+        return found | {"decoding": unavailable("no sample was taken then")}
+    return found | {"decoding": _gpu_amount(trace, (after, f"the most of {after.size} samples"), "process_bytes")}
+
+
 def _measured(trace: Trace, begin: int, end: int) -> Known:
     """The most during scales `begin` to `end` - 1, which are finished."""
     steps = trace.steps
@@ -241,7 +252,7 @@ def _measured(trace: Trace, begin: int, end: int) -> Known:
     start, memory = trace.allocator[:1], trace.allocator[begin + 1 : end + 1]
     if not steps.size or not memory.size:
         return {}
-    found = _measured_cache(trace.header, steps)
+    found = _measured_cache(trace.header, steps) | {"decoding": unavailable("of the whole run only")}
     samples = _samples(trace.gpu, int(steps["begin_ns"].min()), int(memory["t_ns"][-1]))
     for line, column in _GPU_COLUMNS.items():
         found[line] = _gpu_amount(trace, samples, column)

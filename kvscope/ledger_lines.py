@@ -156,7 +156,17 @@ _BESIDE: dict[DeviceKind, tuple[Entry, ...]] = {
         _GPU_USED,
         _GPU_RESERVED,
     ),
-    "cuda": (_RSS_BESIDE,),
+    "cuda": (
+        Entry(
+            "decoding",
+            "level",
+            "driver: this process, at the end",
+            "The most after the last scale, when the cache is gone and the image is decoded; that may be more than the "
+            "run before it took.",
+            "gpu.process_bytes after the last scale",
+        ),
+        _RSS_BESIDE,
+    ),
 }
 
 FULL = Entry(

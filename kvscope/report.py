@@ -145,7 +145,9 @@ def _machine_lines(summary: Summary) -> Iterable[str]:
     if summary.gpu_unavailable is not None:
         yield f"GPU: {summary.gpu_unavailable}"
     else:
-        yield f"GPU memory in use, peak: {bytes_text(summary.gpu_used_peak_bytes)} (NVML, whole device)"
+        scales, whole = summary.gpu_used_scales_peak_bytes, summary.gpu_used_peak_bytes
+        decoding = f", {bytes_text(scales)} until the image was decoded" if scales != whole else ""
+        yield f"GPU memory in use, peak: {bytes_text(whole)} (NVML, whole device){decoding}"
     if summary.process_rss_peak_bytes is not None:
         yield f"process memory, peak of samples: {bytes_text(summary.process_rss_peak_bytes)}"
     if summary.perturbed:

@@ -299,15 +299,8 @@ def _preview(pipeline: Pipeline) -> Preview | None:
     is_cheap = pipeline.config.vae.base_channels <= _CHEAP_CHANNELS
     if not is_cheap and pipeline.device.type == "cpu":
         return None
-    # Deferred: torch, as in load_pipeline.
-    from heatkv.vae import shrunk
-
-    def preview(codes: Tensor) -> NDArray[np.uint8]:
-        first = codes[:1] if is_cheap else shrunk(codes[:1], _PREVIEW_CELLS)
-        picture: NDArray[np.uint8] = pipeline.vae.decode_rgb(first)[0].cpu().numpy()
-        return picture
-
-    return preview
+    most_cells = None if is_cheap else _PREVIEW_CELLS
+    return lambda codes: pipeline.vae.decode_rgb(codes[:1], most_cells=most_cells)[0].cpu().numpy()
 
 
 class _Listeners:

@@ -30,6 +30,13 @@ def attention_for(q: Tensor) -> CurrentAttention | None:
     return cudnn_attention if _cudnn_can(q.device, q.dtype, q.shape[3]) else None
 
 
+def note(device: torch.device, *, dtype: torch.dtype, head_dim: int) -> str:
+    """When cuDNN is used on a device, as the end of a sentence; empty where it never is."""
+    if not torch.cuda.is_available() or not _cudnn_can(device, dtype, head_dim):
+        return ""
+    return f"; of maps of {_LEAST_QUERIES} and more tokens cuDNN attends to their own keys first"
+
+
 def cudnn_attention(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """A CurrentAttention."""
     cudnn = torch.ops.aten._scaled_dot_product_cudnn_attention

@@ -279,7 +279,7 @@ class TestCommands:
         allocated = lines["allocated"]
         assert 0.95 < allocated["measured"]["num_bytes"] / allocated["predicted"]["num_bytes"] < 1.05
         with Trace.open(path) as opened:
-            preview, image = opened.preview(SCALES.num_scales - 1), opened.image()
+            preview, image = opened.preview(SCALES.num_scales - 1), opened.image
         assert preview is not None
         assert image is not None
         assert (preview.shape, image.shape) == ((256, 256, 3), (512, 512, 3))

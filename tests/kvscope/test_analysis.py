@@ -15,6 +15,7 @@ from heatkv.schedule import PruningSchedule
 from kvscope.analysis import DENOMINATOR, StepPlace, Summary, summarize
 from kvscope.errors import TraceFormatError
 from kvscope.recorder import Recorder
+from kvscope.report import summary_text
 from kvscope.trace import Trace
 
 PROMISED_KEYS = [
@@ -122,6 +123,23 @@ def test_unknowns_are_none_and_never_zero(tiny_trace: Path) -> None:
 
 def test_gpu_numbers_come_from_the_samples(gpu_trace: Path, fake_nvml: ModuleType) -> None:
     assert summary_of(gpu_trace).gpu_used_peak_bytes == 5 * fake_nvml.GIB
+
+
+def test_what_the_gpu_held_while_the_image_was_decoded_is_told_apart(
+    gpu_trace: Path, fake_nvml: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Trace.open(gpu_trace) as trace:
+        gpu = trace.gpu.copy()
+        gpu["t_ns"][-1] = trace.allocator["t_ns"][-1] + 1
+        gpu["used_bytes"][-1] *= 2
+        monkeypatch.setattr(Trace, "gpu", gpu)
+        summary = summarize(trace)
+
+    assert summary.gpu_used_peak_bytes == 10 * fake_nvml.GIB
+    assert summary.gpu_used_scales_peak_bytes == 5 * fake_nvml.GIB
+    assert "peak: 10.0 GiB (NVML, whole device), 5.00 GiB until the image was decoded" in summary_text(summary).replace(
+        "\n  ", " "
+    )
 
 
 def test_a_trace_without_a_finished_scale_has_no_numbers_and_no_crash(tmp_path: Path, fake_run: ModuleType) -> None:

@@ -74,6 +74,10 @@ def levels_add_up(sheet: Sheet) -> int:
     return pairs
 
 
+def line_beside(trace: FakeTrace, key: str) -> Amount:
+    return next(line for line in measure(trace).run.beside if line.key == key).measured  # type: ignore[arg-type]
+
+
 def tiny_job(**changes: object) -> Job:
     fixed = {"prompt": "a red circle", "model": "infinity-tiny", "policy": "full", "random_weights": True}
     return Job(**(fixed | changes))  # type: ignore[arg-type]
@@ -174,6 +178,18 @@ class TestOnAGpu:
         }
         assert levels_add_up(sheet) == 7 + 2
         assert sheet.line("rss").measured.tag == "measured"
+
+    def test_what_decoding_took_stands_beside_the_sum(self, cuda: FakeTrace) -> None:
+        assert line_beside(cuda, "decoding").note == "the run did not get so far"
+
+        cuda.scales_done = cuda.header.scales.num_scales
+        cuda.gpu["t_ns"] = cuda.allocator["t_ns"][-1]
+        assert line_beside(cuda, "decoding").note == "no sample was taken then"
+
+        cuda.gpu["t_ns"][-1] += 1
+        cuda.gpu["process_bytes"][-1] = 900 * MIB
+        assert line_beside(cuda, "decoding").num_bytes == 900 * MIB
+        assert measure(cuda).run.line("process").measured.num_bytes == 300 * MIB  # type: ignore[arg-type]
 
     def test_a_scale_has_its_own_peak_only_if_torchs_peak_rose_in_it(self, cuda: FakeTrace) -> None:
         scales = measure(cuda).scales  # type: ignore[arg-type]
