@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -87,13 +86,12 @@ class Visible:
         source_of, tokens_of = np.array([one for sources in self.sources for one in sources], np.int32).reshape(-1, 2).T
         parts = (
             np.concatenate(self.slots),
-            np.cumsum([0, *counts]),
+            np.cumsum([0, *counts], dtype=np.int32),
             np.repeat(source_of, tokens_of),
-            np.argsort(np.negative(counts), kind="stable"),
+            np.argsort(np.negative(counts), kind="stable").astype(np.int32),
         )
-        ends = np.cumsum([0, *(len(part) for part in parts)])
-        flat = self.pool.index(np.concatenate(parts).astype(np.int32))
-        return Packed(*(flat[begin:end] for begin, end in pairwise(ends.tolist())))
+        flat = self.pool.index(np.concatenate(parts))
+        return Packed(*flat.split([len(part) for part in parts]))
 
 
 @dataclass(frozen=True, slots=True)

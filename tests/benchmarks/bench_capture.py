@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -90,7 +91,7 @@ def reference_style(
 
 def _all_of(visible: Visible, stored: Tensor, current: Tensor) -> Tensor:
     """[R, H, T, D]: every head's stored tokens, then the current ones."""
-    slots = torch.stack([visible.pool.index(each) for each in visible.slots])
+    slots = torch.from_numpy(np.stack(visible.slots))
     if not slots.numel():
         return current
     rows, heads, tokens, head_dim = current.shape
