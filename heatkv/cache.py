@@ -178,8 +178,8 @@ class KVCache:
         """[R, len(heads) * L, D] of [R, H, L, D] each."""
         if len(heads) == keys.shape[1]:
             return keys.flatten(1, 2), values.flatten(1, 2)
-        index = self.pool.index(np.array(heads, np.int32))
-        return keys.index_select(1, index).flatten(1, 2), values.index_select(1, index).flatten(1, 2)
+        # Pieces in one call: an index of heads would have to travel to the device first.
+        return torch.cat([keys[:, head] for head in heads], 1), torch.cat([values[:, head] for head in heads], 1)
 
     def _codec_of(self, layer: int, head: int, source_scale: int) -> int:
         """Index of the pool that it is stored in."""

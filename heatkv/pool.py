@@ -136,7 +136,7 @@ class TokenPool:
 
     def put(self, slots: Slots, raw: Raw) -> None:
         """Put into slots, [n] or [R, n], what `raw` gave, of this pool or of one like it."""
-        index = self.index(slots).long()  # all that index_copy_ takes
+        index = self.index(slots.astype(np.int64))  # all that index_copy_ takes
         for held, moved in zip((self.keys, self.values), raw, strict=True):
             if index.ndim == 1:
                 held.index_copy_(1, index, moved)
@@ -148,7 +148,7 @@ class TokenPool:
         self.keys, self.values = (held.new_empty(len(held), 0, held.shape[2]) for held in (self.keys, self.values))
         self._returned, self._num_used = [], 0
 
-    def index(self, slots: Slots) -> Tensor:
+    def index(self, slots: NDArray[np.integer]) -> Tensor:
         """Slots as an index tensor on the pool's device, copied there without waiting for it."""
         index = torch.from_numpy(slots)
         if self.keys.device.type == "cuda":

@@ -251,6 +251,17 @@ class TestOnAGpu:
         json.dumps(found.to_json(), allow_nan=False)
 
 
+def test_a_run_that_was_on_a_gpu_is_accounted_for_to_the_driver() -> None:
+    with Trace.open(Path(__file__).resolve().parents[2] / "traces" / "infinity-tiny-h100.h5") as trace:
+        found = measure(trace)
+
+    levels = [line.measured.num_bytes for line in found.run.lines if line.entry.is_level]
+    assert None not in levels
+    assert levels_add_up(found.run) >= 7
+    assert found.run.line("stored").difference == 0
+    assert "H100" in (trace.header.gpu_name or "")
+
+
 def test_the_answer_says_what_share_of_all_memory_was_saved(cuda: FakeTrace) -> None:
     found = measure(cuda)  # type: ignore[arg-type]
     answer = found.answer
