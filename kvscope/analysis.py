@@ -6,7 +6,7 @@ Pure numpy over what a trace says; text is made elsewhere.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -124,6 +124,8 @@ class Summary:
     """What tokens are stored in, finest first; empty: all in the dtype."""
     revised: tuple[tuple[int, str], ...] = ()
     """(scale, policy) from which scale on another plan was obeyed, and whose; the policy above is the last one's."""
+    parameters: dict[str, Any] = field(default_factory=dict)  # Any: JSON values
+    """Of the policy, by name; empty where it has none, or the plan does not say."""
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         """The same; a field without a number has no tag."""
@@ -200,8 +202,19 @@ def summarize(trace: Trace) -> Summary:
         tags=_tags(header),
         online=schedule.online,
         codecs=schedule.codecs,
-        revised=tuple((one.query_scale, one.schedule.policy) for one in trace.plans[1:]),
+        revised=revised_of(trace),
+        parameters=_parameters(trace),
     )
+
+
+def revised_of(trace: Trace) -> tuple[tuple[int, str], ...]:
+    """(scale, policy) from which scale on another plan was obeyed, and whose."""
+    return tuple((one.query_scale, one.schedule.policy) for one in trace.plans[1:])
+
+
+def _parameters(trace: Trace) -> dict[str, Any]:  # Any: JSON values
+    said = trace.schedule.provenance.get("parameters")
+    return dict(said) if isinstance(said, dict) else {}
 
 
 def _tags(header: Header) -> dict[str, Tag]:

@@ -15,6 +15,7 @@ import numpy as np
 from heatkv.budget import budget_bytes
 from heatkv.config import MODELS, ModelConfig, VAEConfig
 from kvscope import forecast
+from kvscope.analysis import revised_of
 from kvscope.format import Reason
 from kvscope.job import DTYPE_BYTES
 from kvscope.ledger_lines import BUDGET, FULL, device_kind
@@ -56,6 +57,8 @@ class Ledger:
     """The full history, and what the budget allows of it."""
     run: Sheet
     scales: tuple[Sheet, ...]
+    revised: tuple[tuple[int, str], ...] = ()
+    """(scale, policy) from which scale on another plan was obeyed, and whose."""
 
     @property
     def answer(self) -> Answer | None:
@@ -64,7 +67,7 @@ class Ledger:
         return answer_of(self.run, full_bytes, "measured") or answer_of(self.run, full_bytes, "predicted")
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
-        facts = ("trace", "status", "model", "resolution", "policy", "budget", "device", "dtype", "rows")
+        facts = ("trace", "status", "model", "resolution", "policy", "budget", "device", "dtype", "rows", "revised")
         return {
             **{name: getattr(self, name) for name in facts},
             "answer": None if self.answer is None else asdict(self.answer),
@@ -135,6 +138,7 @@ def measure(trace: Trace) -> Ledger:
             )
             for scale in range(header.scales.num_scales)
         ),
+        revised=revised_of(trace),
     )
 
 

@@ -35,7 +35,8 @@ def _title(ledger: Ledger) -> str:
     budget = "no budget" if ledger.budget is None else f"budget {fraction_text(ledger.budget)}"
     named = "" if ledger.trace is None else f"{ledger.trace}: "
     model = f"{ledger.model} {ledger.resolution}, policy {ledger.policy}, {budget}"
-    return f"{named}{ledger.status}; {model}, {ledger.dtype} on {ledger.device}, {ledger.rows} rows"
+    revised = "".join(f"; from scale {scale} on the plan of {policy}" for scale, policy in ledger.revised)
+    return f"{named}{ledger.status}; {model}, {ledger.dtype} on {ledger.device}, {ledger.rows} rows{revised}"
 
 
 def answer_text(ledger: Ledger) -> str:

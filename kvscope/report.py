@@ -25,8 +25,8 @@ def summary_text(summary: Summary) -> str:
     lines = [
         f"{summary.trace}: {summary.status}, {scales_text(summary.scales_done, summary.num_scales)}"
         + (f" ({summary.message})" if summary.message else ""),
-        f"{summary.model} {summary.resolution}, policy {summary.policy}, {summary.dtype} on {summary.device}, "
-        f"{summary.rows} rows{took}",
+        f"{summary.model} {summary.resolution}, policy {summary.policy}{_parameters(summary)}, "
+        f"{summary.dtype} on {summary.device}, {summary.rows} rows{took}",
         *([f"stored in {' and '.join(summary.codecs)}"] if summary.codecs else []),
         *(f"revised: the plan of {policy} is obeyed from scale {scale} on" for scale, policy in summary.revised),
         *_choice_lines(summary),
@@ -39,6 +39,11 @@ def summary_text(summary: Summary) -> str:
         *_machine_lines(summary),
     ]
     return _lines_text(lines)
+
+
+def _parameters(summary: Summary) -> str:
+    said = ", ".join(f"{name}={value}" for name, value in summary.parameters.items())
+    return f" ({said})" if said else ""
 
 
 def _cache_rows(summary: Summary) -> list[tuple[str, ...]]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from kvscope.league.settings import Settings
     from kvscope.league.table import League
 
+_MEASURE = "kl"
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_verbs(parser, VERBS)
@@ -118,9 +120,8 @@ def _report_options(parser: argparse.ArgumentParser) -> None:
     add("--svg", type=Path, metavar="FILE", help="write the curves of one measure")
     add(
         "--measure",
-        default="kl",
         metavar="M",
-        help="for --svg: kl, psnr, ssim, agreement_free, … (default: %(default)s)",
+        help=f"for --svg: kl, psnr, ssim, agreement_free, … (default: {_MEASURE})",
     )
     add("--json", action="store_true", help="print one JSON object on stdout")
 
@@ -131,8 +132,10 @@ def _check_reports(args: argparse.Namespace) -> None:
     from heatkv.files import check_new
     from kvscope.league.table import MEASURES
 
-    if args.measure not in MEASURES:
+    if args.measure is not None and args.measure not in MEASURES:
         raise UnknownNameError("measure", args.measure, MEASURES)
+    if args.measure is not None and args.svg is None:
+        raise UsageError("--measure is of the curves; give --svg FILE too")
     for path in (args.csv, args.html, args.svg):
         if path is not None:
             check_new(path, overwrite=args.overwrite)
@@ -156,7 +159,7 @@ def _report(args: argparse.Namespace, league: League) -> int:
     texts: list[tuple[Path | None, Callable[[], str]]] = [
         (args.csv, lambda: rows_csv(league)),
         (args.html, lambda: league_page(league, table, against=args.against)),
-        (args.svg, lambda: curves_svg(league.settings, table, args.measure)),
+        (args.svg, lambda: curves_svg(league.settings, table, args.measure or _MEASURE)),
     ]
     for path, text in texts:
         if path is not None:

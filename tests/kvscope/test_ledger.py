@@ -37,7 +37,10 @@ class FakeTrace:
     """A recorded trace, with some of what it says replaced."""
 
     def __init__(self, trace: Trace, **changes: Any) -> None:
-        names = ("path", "status", "header", "schedule", "scales_done", "steps", "allocator", "gpu", "gpu_unavailable")
+        names = (
+            *("path", "status", "header", "schedule", "scales_done", "steps", "allocator"),
+            *("gpu", "gpu_unavailable", "plans"),
+        )
         for name in names:
             setattr(self, name, changes.get(name, getattr(trace, name)))
         self.allocator = self.allocator.copy()
