@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from heatkv.attention import Attended, Path, attend, choose_path
 from heatkv.cache import KVCache
@@ -91,11 +90,6 @@ class Generation:
     """[batch, height, width, 3] uint8 RGB; None without a VAE."""
 
 
-_TEXT_BACKENDS = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
-"""Of attention to the text. cuDNN, which PyTorch would choose on newer GPUs, plans for 50 ms for every number of
-tokens that is new to the process: half of what the first image at 1M takes."""
-
-
 @torch.inference_mode()
 def generate(
     model: Infinity,
@@ -130,20 +124,19 @@ def generate(
     schedule.validate(model.config, scales)
     if forced_bits is not None:
         _check_bits(forced_bits, len(texts), model.config, scales)
-    with sdpa_kernel(list(_TEXT_BACKENDS)):
-        text = model.encode_text(texts, negatives, guided=sampling.guided)
-        path = choose_path(
-            text.pooled.device,
-            dtype=model.kv_dtype,
-            head_dim=model.config.head_dim,
-            requested=attention,
-            codecs=schedule.codecs,
-        )
-        run = Run(model, text, scales, schedule, sampling, path, probe, online)
-        try:
-            bits, codes = run.all_scales(len(texts), seed, forced_bits)
-        finally:
-            run.close()
+    text = model.encode_text(texts, negatives, guided=sampling.guided)
+    path = choose_path(
+        text.pooled.device,
+        dtype=model.kv_dtype,
+        head_dim=model.config.head_dim,
+        requested=attention,
+        codecs=schedule.codecs,
+    )
+    run = Run(model, text, scales, schedule, sampling, path, probe, online)
+    try:
+        bits, codes = run.all_scales(len(texts), seed, forced_bits)
+    finally:
+        run.close()
     return Generation(bits, codes, vae.decode_rgb(codes) if vae is not None else None)
 
 
