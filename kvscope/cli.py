@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol, cast
 
 from heatkv.errors import HeatKVError
+from kvscope import shortage
 from kvscope.arguments import check_outputs
 from kvscope.errors import KVScopeError, RunStopped, UsageError
 from kvscope.loading import loading
@@ -31,6 +32,7 @@ EXIT_CODES = {
     8: "a trace that is readable but breaks its own rules",
     9: "a condition of compare's --fail-if holds",
     10: "no such run lives, or it refused what it was asked",
+    11: "memory, of the machine or its GPU, that was too small",
     130: "stopped by Ctrl-C, SIGTERM or SIGHUP, or by a viewer",
 }
 
@@ -79,7 +81,8 @@ def _run_one(args: argparse.Namespace, stops: Stops) -> int:
     """Run the command; returns its exit code. KeyboardInterrupt is passed on, whenever it comes."""
     try:
         check_outputs(args)
-        return load_command(args.command).run(args)
+        with shortage.told():
+            return load_command(args.command).run(args)
     except RunStopped as stop:  # the gate has said so
         return stop.exit_code
     except (KVScopeError, HeatKVError) as error:

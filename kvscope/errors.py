@@ -8,6 +8,7 @@ KVScopeError                1
 ├── OutputError             6   a file that cannot be written, or would be overwritten
 ├── NoTerminalError         7   screens were asked for where there is no terminal
 ├── ControlError           10   a run that cannot be reached, or that refused
+├── OutOfMemoryError       11   memory, of the machine or the GPU, that was too small
 └── RunStopped            130   a run that a viewer ended
 """
 
@@ -56,6 +57,12 @@ class ControlError(KVScopeError):
     """A running run that cannot be reached, or that refused what it was asked."""
 
     exit_code = 10
+
+
+class OutOfMemoryError(KVScopeError):
+    """Memory, of the machine or of its GPU, that was too small."""
+
+    exit_code = 11
 
 
 class RunStopped(KVScopeError):  # noqa: N818 - nothing went wrong

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from heatkv.bundled import bundled_weights
 from heatkv.probe import Capture
+from kvscope import shortage
 from kvscope.errors import RunStopped, TraceError, UsageError
 from kvscope.filters import filter_named
 from kvscope.job import Job
@@ -141,7 +142,7 @@ def run_job(
         revised = None if job.mode == "forced" else recorder.revised
         gate.recording(recorder.run_id, _log_to(recorder, narrate), revised)
         probes.append(gate)  # the last: what it holds back is recorded
-    with _closing(recorder):
+    with _closing(recorder), shortage.told():
         generation = pipeline.generate(
             [job.prompt],
             plan.scales,

@@ -122,6 +122,7 @@ def _run_task(
     args: argparse.Namespace, task: Task, gate: Gate, socket: str | None, *, load: Load | None = None
 ) -> Made:
     """The run itself, told of on stderr; and its picture, if that is wanted."""
+    from kvscope import shortage
     from kvscope.progress import ProgressProbe
     from kvscope.runner import run_job
 
@@ -132,18 +133,19 @@ def _run_task(
         narrate(text)
 
     try:
-        made = run_job(
-            task.job,
-            task.trace,
-            overwrite=task.overwrite,
-            threads=args.threads,
-            narrate=say,
-            progress=progress,
-            trace_filter=task.trace_filter,
-            gate=gate,
-            control_socket=socket,
-            load=load,
-        )
+        with shortage.told():
+            made = run_job(
+                task.job,
+                task.trace,
+                overwrite=task.overwrite,
+                threads=args.threads,
+                narrate=say,
+                progress=progress,
+                trace_filter=task.trace_filter,
+                gate=gate,
+                control_socket=socket,
+                load=load,
+            )
     except BaseException:
         progress.abandon()
         raise

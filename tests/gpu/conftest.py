@@ -13,7 +13,7 @@ import torch
 _CASES = Path(__file__).parents[1] / "heatkv" / "kernels" / "ragged_cases.py"
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")  # before anything that needs a device is made
 def _cuda() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")

@@ -227,8 +227,6 @@ class TestRuns:
 @pytest.fixture(scope="module")
 def trace(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """Of a HeatKV run of the bundled model."""
-    if not torch.cuda.is_available():
-        pytest.skip("needs a CUDA device")
     path = tmp_path_factory.mktemp("cuda") / "run.h5"
     assert main(["run", "--device", "cuda", "--policy", "heatkv", "--budget", "0.1", "-o", str(path)]) == 0
     return path
