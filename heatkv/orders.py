@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 OFFICIAL_SINK_SCALES = 3
 """Sink scales of the published order files, which carry no metadata that would say so."""
 
-_EXPECTED_ORDERS = "an orders file: one list per source scale of [head, layer] pairs, least needed first"
+_EXPECTED_ORDERS = (
+    "an orders file (one list per source scale of [head, layer] pairs, least needed first) or a calibration (.h5)"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

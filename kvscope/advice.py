@@ -44,7 +44,11 @@ def advice(tried: Sequence[Candidate], *, by_bytes: bool) -> Advice:
     """The best of what was tried: verified ones only, if there are any; by error within the bytes, or by bytes among
     those whose loss is known to be within the target."""
     if not tried:
-        raise UsageError("no schedule to choose from: none takes so few bytes, or loses so little; allow more")
+        raise UsageError(
+            "no schedule to choose from: none takes so few bytes; allow more"
+            if by_bytes
+            else "no schedule to choose from: nothing but the full history loses so little; allow more"
+        )
     pool = [one for one in tried if one.kl is not None] or list(tried)
     if by_bytes:
         chosen = min(pool, key=lambda one: (error_of(one), one.peak_bytes))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from kvscope.errors import OutputError
 
-_OUTPUTS = ("output", "image", "official", "save_plan", "csv", "html", "svg")
+_OUTPUTS = ("output", "image", "official", "save_plan", "csv", "html", "svg", "picture")
 """Options that name what is written; every other path is read."""
 
 
@@ -64,12 +65,31 @@ def fraction(text: str) -> float:
 
 
 def check_outputs(args: argparse.Namespace) -> None:
-    """Raises OutputError if what is to be written is a file that is to be read: not even --overwrite means that."""
+    """Raises OutputError if what is to be written is a file that is to be read, or another output: not even --overwrite
+    means that."""
     outputs = {name: path for name, path in vars(args).items() if name in _OUTPUTS and isinstance(path, Path)}
+    _check_two_names(outputs)
     for name, output in outputs.items():
         for given, path in _paths(args):
-            if given not in outputs and output.exists() and path.exists() and output.samefile(path):
+            if given not in outputs and is_same_file(output, path):
                 raise OutputError(f"{output}: --{name.replace('_', '-')} is also what is read; choose another name")
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both lead to one file that is there."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
+
+
+def _check_two_names(outputs: dict[str, Path]) -> None:
+    of_file: dict[str, str] = {}
+    for name, output in outputs.items():
+        option = f"--{name.replace('_', '-')}"
+        other = of_file.setdefault(os.path.realpath(output), option)
+        if other != option:
+            raise OutputError(f"{output}: named for {other} and for {option}; give two names")
 
 
 def _paths(args: argparse.Namespace) -> Iterator[tuple[str, Path]]:

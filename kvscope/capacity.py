@@ -1,11 +1,12 @@
 """Capacity: the largest batch that fits in a memory, for every resolution and budget, from the ledger's predictions.
 
-Everything here is predicted; what cannot be predicted is named in UNCOUNTED and is not in any sum. A batch is images
+Everything here is predicted; what cannot be predicted is named in UNCOUNTED and is in no sum. A batch is images
 made at once: 2 rows an image with guidance, 1 without.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -27,11 +28,19 @@ if TYPE_CHECKING:
     from heatkv.config import ModelConfig
     from heatkv.schedule import PruningSchedule
 
-UNCOUNTED = (
-    "the text encoder",
-    "what a GPU's driver and an allocator keep for themselves",
-    "previews of a recorded run, decoded while the cache is held",
-)
+UNCOUNTED = {
+    "cuda": (
+        "the text encoder",
+        "what a GPU's driver and an allocator keep for themselves",
+        "previews of a recorded run, decoded while the cache is held",
+    ),
+    "cpu": (
+        "the text encoder",
+        "Python, PyTorch and other libraries, and what loading the weights leaves behind",
+        "what a system's allocator and libraries keep for reuse",
+    ),
+}
+"""By kind of device."""
 _MOST_IMAGES = 1 << 20
 _RGB = 3
 _DECODER_TENSORS = {"cpu": 3, "cuda": 5}
@@ -64,11 +73,6 @@ class Use:
         if self.decode_bytes > self.cache_bytes + self.layer_bytes:
             return "decoding"
         return "cache" if self.cache_bytes >= self.layer_bytes else "one layer"
-
-    @property
-    def largest(self) -> str:
-        """The line that takes most of the total."""
-        return "weights" if 2 * self.weights_bytes >= self.total_bytes else self.growing
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         return asdict(self) | {"total_bytes": self.total_bytes, "tag": "predicted"}
@@ -111,7 +115,8 @@ class Capacity:
 
     def to_json(self) -> dict[str, Any]:  # Any: a JSON object
         facts = ("model", "device", "dtype", "rows_per_image", "memory_bytes", "reserve_bytes", "policy")
-        cells = {"cells": [cell.to_json() for cell in self.cells], "uncounted": list(UNCOUNTED)}
+        uncounted = list(UNCOUNTED[device_kind(self.device)])
+        cells = {"cells": [cell.to_json() for cell in self.cells], "uncounted": uncounted}
         return {name: getattr(self, name) for name in facts} | cells
 
 
@@ -233,7 +238,7 @@ def capacity_text(found: Capacity) -> str:
             "one layer, decoding: for a moment",
             "the total has the larger of cache + one layer and decoding",
             "not known, and not counted:",
-            *(f"  {name}" for name in UNCOUNTED),
+            *(f"  {name}" for name in UNCOUNTED[device_kind(found.device)]),
         ]
     )
 
@@ -245,11 +250,17 @@ def _cell(setting: Setting, resolution: str, budget: float, room: int) -> Cell:
     try:
         first = use(1)
     except BudgetError as error:
-        return Cell(resolution, budget, None, f"needs {fraction_text(error.minimum)}")
+        return Cell(resolution, budget, None, f"needs {fraction_text(_rounded_up(error.minimum))}")
     if first.total_bytes > room:
-        return Cell(resolution, budget, None, first.largest)
+        return Cell(resolution, budget, None, "weights" if first.weights_bytes > room else first.growing)
     images = _most(lambda count: use(count).total_bytes <= room)
     return Cell(resolution, budget, use(images), use(images + 1).growing)
+
+
+def _rounded_up(fraction: float) -> float:
+    """To what three digits of percent can say, as a smaller one would be refused."""
+    digit = 10.0 ** (math.floor(math.log10(fraction)) - 2) if fraction > 0 else 1.0
+    return math.ceil(fraction / digit - 1e-9) * digit
 
 
 def _most(fits: Callable[[int], bool]) -> int:

@@ -128,7 +128,7 @@ def _honesty_notes(a: Recorded, b: Recorded, side: str) -> Iterator[Note]:
         words = ", ".join(f"{name} {cause or 'was not'}" for name, cause in zip(("A", side), causes, strict=True))
         yield Note("memory", f"perturbed differently ({words}): time and process memory do not compare, the cache does")
     elif causes[0] is not None:
-        yield Note("memory", "both perturbed by their recording: its time and memory are in both")
+        yield Note("memory", "each was perturbed by its recording, whose time and memory are in it")
 
 
 def _choice_notes(a: Recorded, b: Recorded, side: str) -> Iterator[Note]:

@@ -225,7 +225,7 @@ def _budget(amount: str) -> Budget:
 
 def _fraction(value: float) -> float:
     if not 0 <= value <= 1:
-        raise ValueError(value)
+        raise UsageError(f"a budget of {value:.6g} is no part of the history; give 0 to 1, or 0% to 100%")
     return value
 
 

@@ -88,7 +88,7 @@ def predict(
 ) -> Ledger:
     """The ledger of a run that has not happened. `attention`: one of heatkv.attention.PATHS; None: the device's own."""
     job = _Job(config, rows, dtype_bytes, device, attention or _usual_way(device))
-    predicted = _predictions(schedule, job)
+    predicted = _predictions(schedule, job, schedule.scales.num_scales)
     return Ledger(
         trace=None,
         status="planned",
@@ -119,7 +119,7 @@ def measure(trace: Trace) -> Ledger:
         way,
         is_known=is_known,
     )
-    predicted = _predictions(schedule, job)
+    predicted = _predictions(schedule, job, done)
     return Ledger(
         trace=str(trace.path),
         status=trace.status,
@@ -174,7 +174,7 @@ def _stand_in(header: Header) -> ModelConfig:
 
 
 def _defined(schedule: PruningSchedule, job: _Job) -> tuple[Line, ...]:
-    allowed = unavailable("no budget: everything is kept")
+    allowed = unavailable("no budget")
     if schedule.budget is not None:
         num_bytes = budget_bytes(
             schedule.budget, job.config, schedule.scales, dtype_bytes=job.dtype_bytes, rows=job.rows
@@ -185,8 +185,8 @@ def _defined(schedule: PruningSchedule, job: _Job) -> tuple[Line, ...]:
 
 
 @lru_cache(maxsize=4)
-def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known]:
-    """Per scale, and under None for the whole run."""
+def _predictions(schedule: PruningSchedule, job: _Job, done: int) -> dict[int | None, Known]:
+    """Per scale, and under None for the run's first `done` scales, as of a run that stopped then."""
     num_scales = schedule.scales.num_scales
     head_dim, sizes = job.config.head_dim, {"rows": job.rows, "dtype_bytes": job.dtype_bytes}
     kept = schedule.bytes_held(head_dim, **sizes).reshape(num_scales, -1).max(axis=1)
@@ -194,8 +194,9 @@ def _predictions(schedule: PruningSchedule, job: _Job) -> dict[int | None, Known
     said = schedule.tokens_held().reshape(num_scales, -1).max(axis=1) * forecast.said_bytes(schedule, job.rows)
     capacity = schedule.capacity_bytes(head_dim, **sizes)
     layers = [_layer_bytes(schedule, job, scale) for scale in range(num_scales)]
-    whole = _Cache(int(kept.max()), capacity, int(stored.max()), int(said.max()))
-    found: dict[int | None, Known] = {None: _predicted(job, whole, max(layers))}
+    so_far = slice(done or num_scales)
+    whole = _Cache(int(kept[so_far].max()), capacity, int(stored[so_far].max()), int(said[so_far].max()))
+    found: dict[int | None, Known] = {None: _predicted(job, whole, max(layers[so_far]))}
     for scale in range(num_scales):
         cache = _Cache(int(kept[scale]), capacity, int(stored[scale]), int(said[scale]))
         found[scale] = _predicted(job, cache, layers[scale])

@@ -112,7 +112,8 @@ _CUDA = (
           "What of the index is in host memory is no part of the GPU's memory, so it is taken off again.",
           "pool capacity - stored KV", "the same"),
     Entry("weights", "part", "weights and text",
-          "What torch had allocated on the GPU before the first scale, less the pool: weights, text context, tables.",
+          "What torch had allocated on the GPU before the first scale, less the pool: weights, text context, tables, "
+          "and what cuBLAS keeps to work in (32 MiB on an H100).",
           "allocator.allocated_bytes of its first row - pool capacity", "the transformer's and the VAE's weights"),
     Entry("moment", "residual", "activations and workspaces",
           "What one layer needs for a moment (q, k, v, outputs, feed-forward, workspaces), codes, logits, a preview's "

@@ -70,7 +70,8 @@ def _saved(answer: Answer) -> str:
         return "Nothing is saved: what is stored takes as much as the full history."
     would = bytes_text(answer.total_bytes + answer.saved_bytes)
     part = fraction_text(answer.saved_fraction)
-    return f"That saves {bytes_text(answer.saved_bytes)}, or {part} of the {would} in all that a full history needs."
+    whole = "in all" if answer.column == "measured" else "of tensors, as far as it is predicted,"
+    return f"That saves {bytes_text(answer.saved_bytes)}, or {part} of the {would} {whole} that a full history needs."
 
 
 def _sheet_lines(ledger: Ledger, sheet: Sheet) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import secrets
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +218,16 @@ def job_of(args: argparse.Namespace) -> Job:
         attention_map=given.get("attention_map"),
         bit_exact=not given.get("fast_capture", False),
     )
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """Of commands that run recorded jobs again."""
+    parser.add_argument("--device", metavar="D", help="cpu, cuda or cuda:N (default: where the recorded run was)")
+
+
+def on_device(args: argparse.Namespace, job: Job) -> Job:
+    """A recorded job where --device says, if it does."""
+    return job if args.device is None else replace(job, device=args.device)
 
 
 def default_output(model: str, policy: str) -> Path:

@@ -126,12 +126,16 @@ class PlanFile:
             raise UsageError(f"{path}: not what was reviewed: something in it was changed since; make the plan again")
         return plan
 
+    def schedule_path(self, path: Path) -> Path:
+        """Where `schedule_beside` puts it; the name tells the schedules of one plan file apart."""
+        return path.with_suffix(f".schedule-{self.schedule.content_hash[:12]}.json")
+
     def schedule_beside(self, path: Path) -> Path:
         """The schedule as a file of its own beside the plan's, written unless it is there already.
 
-        Its name tells the schedules of one plan file apart. Raises OutputError if another file has it.
+        Raises OutputError if another file has its name.
         """
-        schedule = path.with_suffix(f".schedule-{self.schedule.content_hash[:12]}.json")
+        schedule = self.schedule_path(path)
         if not (schedule.exists() and PruningSchedule.load(schedule) == self.schedule):
             self.schedule.save(schedule)
         return schedule

@@ -8,11 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope import options
 from kvscope.commands import replay
 from kvscope.narration import narrate, print_data
 
 if TYPE_CHECKING:
     from kvscope.control.targets import Target
+    from kvscope.job import Job
     from kvscope.planfile import PlanFile
     from kvscope.trace import Trace
 
@@ -44,18 +46,24 @@ def run(args: argparse.Namespace) -> int:
     if args.revise:
         return _revise(args, plan)
     plan.check()
+    parent = Path(plan.parent)
+    job = options.on_device(args, plan.job.replayed(parent, plan.schedule_path(args.plan), args.mode))
+    out = replay.output_of(args, job, parent)
     narrate(f"plan {args.plan}: {plan.changed_head_scales:,} head-scales change")
     for line in plan_text(plan).splitlines():
         narrate(line)
-    return _applied(args, plan)
+    return _applied(args, plan, job, out)
 
 
-def _applied(args: argparse.Namespace, plan: PlanFile) -> int:
+def _applied(args: argparse.Namespace, plan: PlanFile, job: Job, out: Path) -> int:
     # Beside the plan, not in a temporary place: the trace's job names it, and can be repeated.
+    was_there = plan.schedule_path(args.plan).exists()
     schedule = plan.schedule_beside(args.plan)
-    parent = Path(plan.parent)
-    job = plan.job.replayed(parent, schedule, args.mode)
-    return replay.run_and_tell(args, job, parent, plan.schedule.content_hash)
+    try:
+        return replay.run_and_tell(args, job, Path(plan.parent), plan.schedule.content_hash, out)
+    finally:
+        if not was_there and not out.exists():  # nothing was recorded that could name it
+            schedule.unlink(missing_ok=True)
 
 
 def _revise(args: argparse.Namespace, plan: PlanFile) -> int:

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     # Deferred: --help must not load numpy.
     from heatkv.codecs import MODEL, codec_named
     from heatkv.config import model_config
+    from heatkv.errors import UnknownNameError
     from kvscope.capacity import Setting, capacity, capacity_text, resolutions_of
     from kvscope.job import DTYPE_BYTES
 
@@ -64,9 +65,14 @@ def run(args: argparse.Namespace) -> int:
     if args.orders is not None and args.policy in (None, "full"):
         raise UsageError("--orders is only read by a policy that needs one; give --policy, or leave --orders out")
     memory, reserve = _bytes("--memory", args.memory), _bytes("--reserve", args.reserve)
-    if reserve >= memory:
-        raise UsageError(f"--reserve {args.reserve} leaves nothing of --memory {args.memory}")
+    if memory <= reserve:
+        asked = f"--memory {args.memory}" if not reserve else f"--reserve {args.reserve} of --memory {args.memory}"
+        raise UsageError(f"{asked} leaves nothing; give what the device has, as in 24GiB")
     config = model_config(args.model)
+    known = resolutions_of(config)
+    for resolution in args.resolution or ():
+        if resolution not in known:
+            raise UnknownNameError(f"resolution of {config.name}", resolution, known)
     guidance = config.cfg if args.cfg is None else args.cfg
     setting = Setting(
         config,
@@ -82,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     found = capacity(
         setting,
         memory,
-        resolutions=args.resolution or resolutions_of(config),
-        budgets=budgets,
+        resolutions=list(dict.fromkeys(args.resolution or known)),
+        budgets=list(dict.fromkeys(budgets)),
         reserve_bytes=reserve,
     )
     print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else capacity_text(found))

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope import options
 from kvscope.arguments import whole
 from kvscope.errors import UsageError
 from kvscope.narration import narrate, print_data
@@ -21,6 +22,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("traces", type=Path, nargs="+", metavar="TRACE", help="finished runs of policy full, of one model, two or more")
     add("--schedules", type=whole, default=60, metavar="N", help="schedules to try on each (default: %(default)s)")
     add("--seed", type=whole, default=0, metavar="N", help="of the random ones (default: %(default)s)")
+    options.device_option(parser)
     add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help="what was learnt, as JSON, with every trial")
     add("--picture", type=Path, metavar="FILE", help="also draw every trial, the line and its band, as SVG")
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
             check_new(path, overwrite=args.overwrite)
     kind_of(args.traces)
     with Trace.open(args.traces[0]) as first:
-        job = first.header.job
+        job = options.on_device(args, first.header.job)
     pipeline = load_pipeline(job, model_config(job.model), narrate, threads=args.threads)
     found = learnt(args.traces, pipeline, count=args.schedules, seed=args.seed)
     found.save(args.output, overwrite=args.overwrite)

@@ -68,8 +68,9 @@ def _recorded(args: argparse.Namespace) -> Ledger:
     from kvscope.trace import Trace
 
     _refuse_unread(args, f"{args.trace}")
-    if args.device is not None or args.dtype != options.DEFAULT_DTYPE:
-        raise UsageError(f"{args.trace} says what --device and --dtype would; leave them out")
+    unread = ["--device"] * (args.device is not None) + ["--dtype"] * (args.dtype != options.DEFAULT_DTYPE)
+    if unread:
+        raise UsageError(f"{args.trace} says what {' and '.join(unread)} would; leave that out")
     with Trace.open(args.trace) as trace:
         return measure(trace)
 

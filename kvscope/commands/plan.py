@@ -14,6 +14,8 @@ from kvscope.narration import narrate, print_data, print_json
 from kvscope.units import bytes_text, fraction_text, head_tokens_text, printable
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from heatkv.schedule import PruningSchedule
     from kvscope.draft import Draft, Ground
     from kvscope.estimate import Estimate
@@ -50,6 +52,8 @@ def _plan(args: argparse.Namespace) -> int:
     from kvscope.plan import plan_job, summarize_plan
     from kvscope.report import plan_text
 
+    if args.save_plan is not None:
+        raise UsageError("--save-plan is of a change to a recorded run; give --from TRACE, and --script or --edit")
     job = options.job_of(args)
     planned = plan_job(job)
     summary = summarize_plan(planned, dtype=job.dtype, rows=1 if job.cfg == 1 else 2)
@@ -146,10 +150,9 @@ def _finish(args: argparse.Namespace, start: _Start, history: History) -> int:
 def _script(path: Path | None) -> list[str]:
     if path is None:
         return []
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a file of edits") from None
+    from heatkv.files import read_text
+
+    return read_text(path, expected="a file of edits", error=UsageError).splitlines()
 
 
 def _start(args: argparse.Namespace) -> _Start:
@@ -221,7 +224,7 @@ def plan_text(plan: PlanFile) -> str:
         ("at", _place(plan.before), _place(plan.after)),
         ("attention lost", _share(plan.before.lost), _share(plan.after.lost) + known),
         ("KL, nats per bit", _band(plan.before.kl), _band(plan.after.kl)),
-        ("bits that flip", _band(plan.before.flips), _band(plan.after.flips)),
+        ("bits that flip", _band(plan.before.flips, fraction_text), _band(plan.after.flips, fraction_text)),
         ("schedule", plan.before.schedule_sha256[:12], plan.after.schedule_sha256[:12]),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -258,8 +261,8 @@ def _share(lost: float | None) -> str:
     return fraction_text(lost, absent="unknown")
 
 
-def _band(band: tuple[float, float, float] | None) -> str:
-    return "unknown" if band is None else f"{band[1]:.3g} ({band[0]:.3g} to {band[2]:.3g})"
+def _band(band: tuple[float, float, float] | None, text: Callable[[float], str] = "{:.3g}".format) -> str:
+    return "unknown" if band is None else f"{text(band[1])} ({text(band[0])} to {text(band[2])})"
 
 
 def _record(draft: Draft, plan: PlanFile | None) -> dict[str, Any]:  # Any: JSON values

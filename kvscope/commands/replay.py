@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kvscope.arguments import fraction, whole
+from kvscope import options
+from kvscope.arguments import fraction, is_same_file, whole
 from kvscope.errors import OutputError, UsageError
 from kvscope.narration import narrate, print_data
-from kvscope.options import codec_option
 from kvscope.units import bytes_text, fraction_text, printable
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--budget", type=fraction, metavar="B", help="of the policy: peak of the cached tokens, of the history's")
     add("--orders", type=Path, metavar="FILE", help="of the policy: head orders, or a calibration")
     add("--sink-scales", type=whole, metavar="N", help="of the policy: first scales that are never evicted")
-    codec_option(parser)
+    options.codec_option(parser)
     run_options(parser)
 
 
@@ -38,6 +38,7 @@ def run_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--mode", default="forced", metavar="M", help="forced: at the parent's bits; free: a new image (%(default)s)")
     add("-o", "--output", type=Path, metavar="FILE", help="the new trace (default: a new name in this folder)")
+    options.device_option(parser)
     add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("--overwrite", action="store_true", help="replace an output file that exists")
     add("--json", action="store_true", help="print one JSON object on stdout")
@@ -59,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
         job = _job(args, parent.header.job)
     if args.kv_codec is not None:
         job = replace(job, kv_codec=args.kv_codec)
-    return run_and_tell(args, job, args.trace, plan_job(job).schedule.content_hash)
+    job = options.on_device(args, job)
+    sha256 = plan_job(job).schedule.content_hash
+    return run_and_tell(args, job, args.trace, sha256, output_of(args, job, args.trace))
 
 
 def _job(args: argparse.Namespace, recorded: Job) -> Job:
@@ -75,15 +78,13 @@ def _job(args: argparse.Namespace, recorded: Job) -> Job:
     )
 
 
-def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha256: str) -> int:
-    """Run a job that has a parent; print what became of it."""
-    from kvscope import options
+def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha256: str, out: Path) -> int:
+    """Run a job that has a parent, record it to `out`, and print what became of it."""
     from kvscope.after import after
     from kvscope.progress import ProgressProbe
     from kvscope.runner import run_job
     from kvscope.trace import Trace
 
-    out = args.output or options.default_output(job.model, f"{job.mode}-replay")
     made = run_job(job, out, overwrite=args.overwrite, threads=args.threads, narrate=narrate, progress=ProgressProbe())
     problem = made.problem()
     if problem is not None:
@@ -92,6 +93,17 @@ def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha2
         found = after(before, now, schedule_sha256)
     print_data(json.dumps(found.to_json(), indent=2, allow_nan=False) if args.json else after_text(found))
     return 0
+
+
+def output_of(args: argparse.Namespace, job: Job, parent: Path) -> Path:
+    """Where the new trace goes. Raises OutputError if that is the parent's place, or cannot be written."""
+    from kvscope.writer import check_output
+
+    out: Path = args.output or options.default_output(job.model, f"{job.mode}-replay")
+    if is_same_file(out, parent):
+        raise OutputError(f"{out}: is the recorded run itself; choose another name")
+    check_output(out, overwrite=args.overwrite)
+    return out
 
 
 def after_text(found: After) -> str:

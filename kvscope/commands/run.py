@@ -35,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Generate one image under a cache policy and record it."""
     from kvscope.resident import Task
 
+    if args.keymap is not None and not args.open:
+        raise UsageError("--keymap is of the viewer; give --open too")
     job = options.job_of(args)
     out = args.output or options.default_output(job.model, job.policy)
     task = Task(job, out, args.overwrite, args.image, args.trace_filter)

@@ -46,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None:
         check_new(args.output, overwrite=args.overwrite)
     width, height = _size(args.size)
+    if args.other is not None:
+        from kvscope.trace import Trace
+
+        Trace.open(args.other).close()  # a picture of an error is no answer
     look = Look(
         width=width,
         height=height,
@@ -75,10 +79,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _script(path: Path) -> tuple[str, ...]:
     """The lines of a file of edits. Raises UsageError."""
-    try:
-        return tuple(path.read_text(encoding="utf-8").splitlines())
-    except (OSError, UnicodeError) as error:
-        raise UsageError(f"{path}: {getattr(error, 'strerror', None) or error}; expected a file of edits") from None
+    from heatkv.files import read_text
+
+    return tuple(read_text(path, expected="a file of edits", error=UsageError).splitlines())
 
 
 def _colours(args: argparse.Namespace) -> Colours:
@@ -92,5 +95,5 @@ def _colours(args: argparse.Namespace) -> Colours:
 def _size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,4})[x×](\d{1,4})", text)
     if match is None:
-        raise UsageError(f"--size {text}; give columns and rows as in 120x40")
+        raise UsageError(f"--size {text}; give columns and rows of up to four digits, as in 120x40")
     return int(match[1]), int(match[2])

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kvscope import options
 from kvscope.arguments import fraction, whole
 from kvscope.errors import UsageError
 from kvscope.narration import narrate, print_data
@@ -53,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="run the best N plans, forced (default: all; 0: none)",
     )
+    options.device_option(parser)
     add("--threads", type=whole, metavar="N", help="CPU threads (default: torch's choice)")
     add("-o", "--output", type=Path, metavar="FILE", help="write the schedule that is advised")
     add("--save-plan", type=Path, metavar="FILE", help="write it as a change of the first trace, for `kvscope apply`")
@@ -67,8 +69,6 @@ def run(args: argparse.Namespace) -> int:
     from kvscope.advice import advice
     from kvscope.trace import Trace
 
-    if args.output is not None and args.output == args.save_plan:
-        raise UsageError(f"{args.output} is named by -o and by --save-plan; give each its own file")
     if args.verify is not None and args.verify < 0:
         raise UsageError(f"--verify {args.verify}; expected 0 or more")
     for path in (args.output, args.save_plan):
@@ -175,7 +175,7 @@ def _verified(args: argparse.Namespace, traces: Sequence[Trace], found: list[Can
     from kvscope.replay import tried
     from kvscope.runner import load_pipeline
 
-    first = traces[0].header.job
+    first = options.on_device(args, traces[0].header.job)
     best = {id(one) for one in (*found[:count], *(one for one in found if one.name == "heatkv"))}
     chosen = [one for one in found if id(one) in best]
     pipeline = load_pipeline(first, model_config(first.model), narrate, threads=args.threads)

@@ -90,6 +90,8 @@ def begun(path: Path, settings: Settings, *, overwrite: bool) -> League | None:
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock of this league. Raises OutputError if another process does, or it cannot be made."""
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder; give the name of a file")
     lock = path.with_name(f".{path.name}.lock")
     try:
         lock.touch(0o666)

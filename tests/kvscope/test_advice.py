@@ -91,5 +91,5 @@ def test_advice_is_json_with_what_is_unknown_as_null() -> None:
 
 
 def test_nothing_to_choose_from_is_refused() -> None:
-    with pytest.raises(UsageError, match="allow more bytes, or a larger loss"):
+    with pytest.raises(UsageError, match="none takes so few bytes, or loses so little; allow more"):
         advice([], by_bytes=True)

@@ -81,7 +81,7 @@ def test_where_not_one_image_fits_the_line_that_is_too_large_is_named() -> None:
 def test_a_budget_that_no_schedule_can_meet_says_what_it_needs() -> None:
     cells = fitting(24 * GIB, budgets=(0.05,)).cells
 
-    assert (cells[0].images, cells[0].binds) == (0, "needs 7.92 %")
+    assert (cells[0].images, cells[0].binds) == (0, "needs 7.93 %")
     assert cells[1].images > 0
     with pytest.raises(BudgetError):
         LARGE.use("0.06M", 0.05, 1)
@@ -98,7 +98,7 @@ def test_the_text_has_every_cell_and_what_is_not_counted() -> None:
     text = capacity_text(fitting(24 * GIB))
 
     assert "all numbers are predicted; nothing was run" in text
-    assert all(name in text for name in UNCOUNTED)
+    assert all(name in text for name in UNCOUNTED["cuda"])
     assert text.count("(cache)") + text.count("(decoding)") == 6
     assert max(map(len, text.splitlines())) <= 100
 
@@ -120,7 +120,7 @@ def test_the_command_tags_every_number_as_predicted(capsys: pytest.CaptureFixtur
     ("arguments", "message"),
     [
         (["--memory", "much"], "--memory 'much' is no amount of bytes"),
-        (["--memory", "1GiB", "--reserve", "2GiB"], "leaves nothing of --memory 1GiB"),
+        (["--memory", "1GiB", "--reserve", "2GiB"], "--reserve 2GiB of --memory 1GiB leaves nothing"),
         (["--memory", "1GiB", "--budget", "2"], "--budget 2; expected a fraction of history"),
         (["--memory", "1GiB", "--device", "tpu"], "expected one of cuda, cpu"),
         (["--memory", "1GiB", "--dtype", "int3"], "expected one of bfloat16, float32"),

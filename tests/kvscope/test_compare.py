@@ -170,7 +170,7 @@ def test_other_codecs_are_a_note(full: Path, record: Record) -> None:
 
 def test_a_perturbed_run_beside_a_clean_one_is_a_note(full: Path, record: Record) -> None:
     assert "perturbed differently (A attention mass" in notes_of(full, record("clean", attention_mass=False))
-    assert "both perturbed" in notes_of(full, record("again"))
+    assert "each was perturbed" in notes_of(full, record("again"))
 
 
 def test_a_forced_run_is_told_and_its_numbers_are_tagged(full: Path, record: Record) -> None:
@@ -275,7 +275,7 @@ def test_several_runs_are_a_line_each_and_notes_name_their_runs(full: Path, prun
 
     text = comparisons_text([compared(full, pruned), third])
 
-    assert "note: both perturbed" in text
+    assert "note: each was perturbed" in text
     assert "note on A and C: seed not the same" in text
     assert "0.7 in C: pictures differ for that too" in text
 

@@ -52,7 +52,6 @@ def test_empty_lines_and_remarks_are_no_edits(line: str) -> None:
         "codec int4",
         "codec s5",
         "budget",
-        "budget 120%",
         "budget ten",
         "sinks -1",
         "undo l3",
@@ -61,6 +60,12 @@ def test_empty_lines_and_remarks_are_no_edits(line: str) -> None:
 )
 def test_what_is_no_edit_is_refused_with_examples(line: str) -> None:
     with pytest.raises(UsageError, match=r"is no edit; expected one like budget 10%"):
+        parse_edit(line)
+
+
+@pytest.mark.parametrize("line", ["budget 120%", "budget 1.2", "budget -1%"])
+def test_a_budget_beyond_the_history_names_the_range(line: str) -> None:
+    with pytest.raises(UsageError, match="is no part of the history; give 0 to 1, or 0% to 100%"):
         parse_edit(line)
 
 

@@ -146,7 +146,7 @@ class TestPlan:
             (["--from", "PARENT", "--edit", "drop l99"], "--edit, line 1: there is no layer 99"),
             (["--from", "PARENT", "--edit", "eat l1"], "'eat l1' is no edit; expected one like"),
             (["--from", "PARENT", "--edit", "undo"], "nothing to undo"),
-            (["--from", "PARENT", "--script", "none.kvs"], "none.kvs: No such file or directory"),
+            (["--from", "PARENT", "--script", "none.kvs"], "none.kvs: cannot be read (No such file or directory)"),
             (["--from", "PARENT", "--edit", "sinks 1", "--save-plan", "PARENT"], "is also what is read"),
         ],
     )

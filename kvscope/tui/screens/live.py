@@ -21,6 +21,32 @@ from kvscope.tui.widgets.machine import gpu_height, gpu_strip, log_tail, recorde
 from kvscope.tui.widgets.picture import picture
 from kvscope.tui.widgets.scale_table import scale_table
 
+_LEDGER = (
+    "The cache at its fullest so far: accounted is the tokens kept, which the budget bounds; stored is every byte "
+    "allocated for them, read from the tensors. Screen ledger has the rest of the memory."
+)
+_CHART = (
+    "Bytes of kept tokens after each step, a step being one layer of one query scale, under the line of the budget. "
+    "The pool is allocated once and as large as the fullest step, so what is stored does not follow the curve."
+)
+_SCALES = (
+    "The most of each query scale's steps, and the head-tokens that were let go in it. The arrow is the cursor's query "
+    "scale; [ and ] move it."
+)
+_IMAGE = "The picture so far, decoded from the codes of the scales that are done; of a finished run, its image."
+_GPU = (
+    "The GPU as its driver counts: used is everybody's, process is this run's. Beside a missing value stands the "
+    "reason; a run without a GPU says so once."
+)
+_RECORDER = (
+    "What recording took of the run, previews included, how large the file is, and what was lost: samples at most."
+)
+_HEADS = (
+    "Layers × heads at the cursor's query and source scale: how much of the source scale each head keeps; a dot is a "
+    "head that let it go. Arrows move over heads and layers; enter says why of the cell in the frame."
+)
+_LOG = "What the run said, newest last, by the run's own clock."
+
 
 class LiveScreen(TraceScreen):
     """Memory of the run, scale by scale."""
@@ -74,12 +100,12 @@ class LiveScreen(TraceScreen):
         with Vertical(classes="body"):
             with Horizontal(id="main"):
                 with Vertical(id="memory"):
-                    yield Canvas(ledger, id="ledger", height=ledger_height)
-                    yield Canvas(step_chart, id="chart")
-                    yield Canvas(scale_table, id="scales")
+                    yield Canvas(ledger, id="ledger", height=ledger_height, about=_LEDGER)
+                    yield Canvas(step_chart, id="chart", about=_CHART)
+                    yield Canvas(scale_table, id="scales", about=_SCALES)
                 with Vertical(id="rail"):
-                    yield Canvas(picture, id="picture")
-                    yield Canvas(gpu_strip, id="gpu", height=gpu_height)
-                    yield Canvas(recorder_cost, id="recorder")
-            yield Canvas(head_strip, id="heads", height=strip_height, hit=strip_hit)
-            yield Canvas(log_tail, id="log")
+                    yield Canvas(picture, id="picture", about=_IMAGE)
+                    yield Canvas(gpu_strip, id="gpu", height=gpu_height, about=_GPU)
+                    yield Canvas(recorder_cost, id="recorder", about=_RECORDER)
+            yield Canvas(head_strip, id="heads", height=strip_height, hit=strip_hit, about=_HEADS)
+            yield Canvas(log_tail, id="log", about=_LOG)
