@@ -255,7 +255,8 @@ class _Totals:
 def _budget_line(snapshot: Snapshot, width: int, ink: Ink) -> Strip:
     """The budget as a fraction, a head's tokens and bytes; then what it is a fraction of, in the words that fit."""
     facts = plan_facts(snapshot)
-    value = "none: everything is kept" if snapshot.schedule.policy == "full" else "none"
+    keeps_all = snapshot.schedule.peak_tokens == snapshot.schedule.history_tokens
+    value = "none: everything is kept" if keeps_all else "none"
     if facts.budget_tokens is not None:
         a_head = units.tokens_text(facts.budget_tokens // facts.heads)
         value = f"{units.fraction_text(facts.budget)} = {a_head} a head = {units.bytes_text(facts.budget_bytes)}"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from heatkv.config import model_config
-from heatkv.policies.full import keep_everything
+from heatkv.policies.full import FullPolicy, keep_everything
 from heatkv.schedule import PruningSchedule
 from kvscope.in_force import sole
 from kvscope.trace import Trace
@@ -234,9 +234,19 @@ def test_a_plan_without_a_budget_says_so(tiny_snapshot: Snapshot) -> None:
     summary = replace(tiny_snapshot.summary, budget=None, budget_bytes=None)
     snapshot = replace(tiny_snapshot, plans=sole(schedule), summary=summary)
 
-    assert "none: everything is kept" in text_of(plan_head, view_of(snapshot))
+    assert "none" in text_of(plan_head, view_of(snapshot))
+    assert "everything is kept" not in text_of(plan_head, view_of(snapshot))
     assert "headroom" not in text_of(plan_head, view_of(snapshot))
     assert "% of full history" in text_of(totals, view_of(snapshot))
+
+
+def test_a_plan_that_keeps_everything_says_so(tiny_snapshot: Snapshot) -> None:
+    full = FullPolicy().plan(model_config("infinity-tiny"), tiny_snapshot.schedule.scales)
+    summary = replace(tiny_snapshot.summary, budget=None, budget_bytes=None)
+
+    snapshot = replace(tiny_snapshot, plans=sole(full), summary=summary)
+
+    assert "none: everything is kept" in text_of(plan_head, view_of(snapshot))
 
 
 def test_a_plan_above_its_budget_says_by_how_much(tiny_snapshot: Snapshot) -> None:

@@ -160,7 +160,7 @@ def test_the_command_prints_text_and_writes_files(
     ("options", "words"),
     [
         (["--format", "png"], "--format png; give one of text, svg, csv, json"),
-        (["--size", "big"], "--size big; give columns and rows as in 120x40"),
+        (["--size", "big"], "--size big; give columns and rows of up to four digits, as in 120x40"),
         (["--size", "10x10"], "give a size of 80x24"),
         (["--colours", "few"], "--colours few; give one of auto, truecolor, 256, 16, none"),
         (["--screen", "mup"], "--screen mup; give one of live, map"),
