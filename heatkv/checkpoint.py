@@ -112,7 +112,9 @@ def find_weights(folder: Path) -> WeightFiles:
     for what, found in (("transformer", models), ("VAE (a file with 'vae' in its name)", vaes)):
         if len(found) != 1:
             names = ", ".join(entry.name for entry in found) or "none"
-            raise CheckpointError(f"{folder}: expected one {what} checkpoint, found {names}")
+            raise CheckpointError(
+                f"{folder}: expected one {what} checkpoint, found {names}; docs/weights.md says what belongs there"
+            )
     encoders = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() and "t5" in entry.name.lower()]
     return WeightFiles(models[0], vaes[0], encoders[0] if encoders else None)
 

@@ -42,7 +42,8 @@ def summary_text(summary: Summary) -> str:
 
 
 def _parameters(summary: Summary) -> str:
-    said = ", ".join(f"{name}={value}" for name, value in summary.parameters.items())
+    # What is stored in which codec has a line of its own.
+    said = ", ".join(f"{name}={value}" for name, value in summary.parameters.items() if name != "codecs")
     return f" ({said})" if said else ""
 
 

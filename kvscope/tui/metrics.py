@@ -431,7 +431,7 @@ METRICS: dict[str, Metric] = {
         ),
         _heat(
             "mass_per_mib",
-            "attention mass per MiB",
+            "attention mass per byte",
             "mass/MiB",
             _mass_per_mib,
             _per_mib_text,
