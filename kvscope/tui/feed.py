@@ -250,7 +250,8 @@ class Feed:
         try:
             return (take_snapshot(self.path, trace, snapshot) if trace.refresh() else snapshot), None
         except TraceError as error:
-            return snapshot, f"{error}; trying again"
+            # It may have gone just now.
+            return snapshot, f"{error}; trying again" if self.path.exists() else self._gone
 
     @property
     def _gone(self) -> str:

@@ -91,5 +91,7 @@ def test_advice_is_json_with_what_is_unknown_as_null() -> None:
 
 
 def test_nothing_to_choose_from_is_refused() -> None:
-    with pytest.raises(UsageError, match="none takes so few bytes, or loses so little; allow more"):
+    with pytest.raises(UsageError, match="none takes so few bytes; allow more"):
         advice([], by_bytes=True)
+    with pytest.raises(UsageError, match="nothing but the full history loses so little; allow more"):
+        advice([], by_bytes=False)
