@@ -23,7 +23,7 @@ def test_mounting_one_that_has_no_time_left_ends() -> None:
         app: App[None] = App()
         async with app.run_test(notifications=True) as pilot:
             await app.screen.mount(Widget(Toast("late", timeout=-1)))
-            toast(app, "[b]as it is", seconds=5)
+            toast(app, "[b]as it is", seconds=500)
             await pilot.pause()
             await pilot.pause(0.1)
             assert [one.message for one in app._notifications] == ["[b]as it is"]
