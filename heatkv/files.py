@@ -10,12 +10,9 @@ import os
 import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from heatkv.errors import OutputError
-
-if TYPE_CHECKING:
-    pass
 
 
 def check_new(path: Path, *, overwrite: bool = False) -> Path:
@@ -36,6 +33,14 @@ def check_new(path: Path, *, overwrite: bool = False) -> Path:
     if mode is not None:
         _check_existing(path, target, mode, overwrite=overwrite)
     return target
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    """Whether both lead to one file that is there."""
+    try:
+        return one.samefile(other)
+    except (OSError, ValueError):
+        return False
 
 
 def _mode(target: Path) -> int:

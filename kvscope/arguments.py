@@ -68,19 +68,16 @@ def check_outputs(args: argparse.Namespace) -> None:
     """Raises OutputError if what is to be written is a file that is to be read, or another output: not even --overwrite
     means that."""
     outputs = {name: path for name, path in vars(args).items() if name in _OUTPUTS and isinstance(path, Path)}
+    if not outputs:
+        return
+    # Deferred: the viewer, which writes nothing, starts without it.
+    from heatkv.files import is_same_file
+
     _check_two_names(outputs)
     for name, output in outputs.items():
         for given, path in _paths(args):
             if given not in outputs and is_same_file(output, path):
                 raise OutputError(f"{output}: --{name.replace('_', '-')} is also what is read; choose another name")
-
-
-def is_same_file(one: Path, other: Path) -> bool:
-    """Whether both lead to one file that is there."""
-    try:
-        return one.samefile(other)
-    except (OSError, ValueError):
-        return False
 
 
 def _check_two_names(outputs: dict[str, Path]) -> None:

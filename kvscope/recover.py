@@ -19,7 +19,7 @@ import numpy as np
 
 import kvscope
 from heatkv.errors import HeatKVError
-from heatkv.files import exists_text, place
+from heatkv.files import exists_text, is_same_file, place
 from kvscope import copying, liveness
 from kvscope.errors import KVScopeError, OutputError, TraceError, TraceFormatError
 from kvscope.format import COUNTED, LEVELS, TABLES, Status, decode_text, text_field
@@ -95,7 +95,7 @@ def _reading(source: Path) -> Iterator[None]:
 
 def _target(source: Path, path: Path, *, overwrite: bool) -> Path:
     """The file that is to be made. Raises OutputError, for the source itself too: it is never changed."""
-    if source.exists() and path.exists() and source.samefile(path):
+    if is_same_file(source, path):
         raise OutputError(f"{path}: is the trace itself, which is never changed; choose another name")
     return check_output(path, overwrite=overwrite)
 

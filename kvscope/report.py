@@ -152,7 +152,7 @@ def _machine_lines(summary: Summary) -> Iterable[str]:
         yield f"GPU: {summary.gpu_unavailable}"
     else:
         scales, whole = summary.gpu_used_scales_peak_bytes, summary.gpu_used_peak_bytes
-        decoding = f", {bytes_text(scales)} until the image was decoded" if scales != whole else ""
+        decoding = f", {bytes_text(scales)} until the image was decoded" if scales not in (None, whole) else ""
         yield f"GPU memory in use, peak: {bytes_text(whole)} (NVML, whole device){decoding}"
     if summary.process_rss_peak_bytes is not None:
         yield f"process memory, peak of samples: {bytes_text(summary.process_rss_peak_bytes)}"

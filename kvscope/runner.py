@@ -117,8 +117,9 @@ def run_job(
     forced = _parent_bits(job)
     if gate is not None:
         gate.loading(out)
-    pipeline = (load or load_pipeline)(job, plan.config, narrate, threads=threads)
-    measure = measure_of(job, pipeline, plan)
+    with shortage.told():
+        pipeline = (load or load_pipeline)(job, plan.config, narrate, threads=threads)
+        measure = measure_of(job, pipeline, plan)
     sampler = GpuSampler(gpu=_gpu(pipeline))
     recorder = Recorder(
         out,

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from heatkv.files import is_same_file
 from kvscope.errors import OutputError, UsageError
 from kvscope.export import EXPORTERS, check_output, load_exporter, write_export
 from kvscope.narration import print_data
@@ -36,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     if args.arrays and args.format != "json":
         raise UsageError(f"--arrays is for json; format {args.format} holds the arrays as it is, or cannot")
     target = check_output(args.format, args.output, overwrite=args.overwrite)
-    if target.exists() and args.trace.exists() and target.samefile(args.trace):
+    if is_same_file(target, args.trace):
         raise OutputError(f"{args.output}: is the trace itself; choose another name")
     # Deferred: --help must not load numpy.
     from kvscope.export.content import Content

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kvscope import options
-from kvscope.arguments import fraction, is_same_file, whole
+from kvscope.arguments import fraction, whole
 from kvscope.errors import OutputError, UsageError
 from kvscope.narration import narrate, print_data
 from kvscope.units import bytes_text, fraction_text, printable
@@ -97,6 +97,7 @@ def run_and_tell(args: argparse.Namespace, job: Job, parent: Path, schedule_sha2
 
 def output_of(args: argparse.Namespace, job: Job, parent: Path) -> Path:
     """Where the new trace goes. Raises OutputError if that is the parent's place, or cannot be written."""
+    from heatkv.files import is_same_file
     from kvscope.writer import check_output
 
     out: Path = args.output or options.default_output(job.model, f"{job.mode}-replay")

@@ -124,7 +124,6 @@ def _run_task(
     args: argparse.Namespace, task: Task, gate: Gate, socket: str | None, *, load: Load | None = None
 ) -> Made:
     """The run itself, told of on stderr; and its picture, if that is wanted."""
-    from kvscope import shortage
     from kvscope.progress import ProgressProbe
     from kvscope.runner import run_job
 
@@ -135,19 +134,18 @@ def _run_task(
         narrate(text)
 
     try:
-        with shortage.told():
-            made = run_job(
-                task.job,
-                task.trace,
-                overwrite=task.overwrite,
-                threads=args.threads,
-                narrate=say,
-                progress=progress,
-                trace_filter=task.trace_filter,
-                gate=gate,
-                control_socket=socket,
-                load=load,
-            )
+        made = run_job(
+            task.job,
+            task.trace,
+            overwrite=task.overwrite,
+            threads=args.threads,
+            narrate=say,
+            progress=progress,
+            trace_filter=task.trace_filter,
+            gate=gate,
+            control_socket=socket,
+            load=load,
+        )
     except BaseException:
         progress.abandon()
         raise
